@@ -1,0 +1,66 @@
+"""Errors that a user can act on, and the exit codes of the program."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the process returns; stable, documented in the README."""
+
+    DONE = 0
+    BUG = 1
+    USAGE = 2  # recipe, data or command line
+    RESOURCES = 3  # memory, disk, lock, device
+    ARTEFACT = 4  # untrusted, corrupt or incompatible files
+    NUMERICAL = 5  # not a number, or a check of the result failed
+    REGRESSION = 10
+    INCONCLUSIVE = 11
+    INTERRUPTED = 75  # stopped by a signal; `--resume` goes on
+
+
+class PeftcliError(Exception):
+    """Something the user can mend; `message` says what and where, `hint` what to do."""
+
+    exit_code = ExitCode.USAGE
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(PeftcliError):
+    """The command line asks for something that cannot be."""
+
+
+class RecipeError(PeftcliError):
+    """The recipe is wrong; the message holds one line for each problem."""
+
+
+class DataError(PeftcliError):
+    """A row, a file or a split of the data cannot be used."""
+
+
+class ResourceError(PeftcliError):
+    """Memory, disk, a lock or a device is missing."""
+
+    exit_code = ExitCode.RESOURCES
+
+
+class ArtefactError(PeftcliError):
+    """A model, adapter or checkpoint is corrupt, untrusted or of another kind."""
+
+    exit_code = ExitCode.ARTEFACT
+
+
+class NumericalError(PeftcliError):
+    """Training or a check produced numbers that must not be used."""
+
+    exit_code = ExitCode.NUMERICAL
+
+
+class InterruptedRun(PeftcliError):
+    """The run stopped on a signal after saving; it can be resumed."""
+
+    exit_code = ExitCode.INTERRUPTED

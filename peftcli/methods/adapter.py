@@ -1,0 +1,120 @@
+"""Bottleneck adapters: small two-layer networks after the sub-layers of a frozen base.
+
+Houlsby et al., 2019, arXiv 1902.00751; Pfeiffer et al., 2021, arXiv 2005.00247; parallel: He et
+al., 2022, arXiv 2110.04366.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from peftcli.architecture.families import family_of
+from peftcli.methods.base import (
+    Indices,
+    Method,
+    Names,
+    Quantization,
+    QuantizedBase,
+    bitsandbytes_config,
+    layer_problem,
+    whole_parameters,
+)
+
+if TYPE_CHECKING:
+    from transformers import BitsAndBytesConfig
+
+    from peftcli.architecture.config import Architecture
+    from peftcli.methods.bottleneck_tuner import BottleneckConfig
+
+
+class Adapter(Method, QuantizedBase):
+    """Bottleneck adapters on a 16-bit or 4-bit base; non-linear, so never merged."""
+
+    summary: ClassVar[str] = "bottleneck networks after attention and FFN; cannot be merged"
+    default_learning_rate: ClassVar[float] = 1e-4
+    usual_learning_rates: ClassVar[tuple[float, float]] = (1e-5, 2e-3)
+    mergeable: ClassVar[bool] = False
+
+    name: Literal["adapter"] = "adapter"
+    placement: Literal["houlsby", "pfeiffer", "parallel"] = "houlsby"
+    """houlsby: after attention and FFN; pfeiffer: after the FFN; parallel: beside the FFN."""
+    bottleneck_size: int | None = Field(None, ge=1)
+    """Width of the bottleneck; 64 when reduction_factor is absent too."""
+    reduction_factor: float | None = Field(None, gt=0)
+    """Width of the bottleneck as hidden size / reduction_factor."""
+    non_linearity: Literal["relu", "gelu", "silu"] = "relu"
+    """The function inside the bottleneck."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the input of the bottleneck."""
+    bias: bool = True
+    """Whether both projections of the bottleneck have biases."""
+    scaling: float = Field(1.0, gt=0)
+    """Factor on the adapter's output; 4 is usual for `parallel`."""
+    layers: Indices | None = None
+    """Indices of the layers to tune; all of them when absent."""
+    modules_to_save: Names = ()
+    """Modules trained whole and saved beside the adapter, such as `lm_head`."""
+    trainable_token_indices: Indices = ()
+    """Token ids whose embedding rows are trained."""
+    quantization: Quantization | None = None
+    """`nf4` or `fp4` freezes the base in 4 bits; absent keeps it in 16 bits."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Adapter:
+        if self.bottleneck_size is not None and self.reduction_factor is not None:
+            raise ValueError("`bottleneck_size` and `reduction_factor` exclude each other")
+        return self
+
+    def optimizer(self) -> str:
+        return "adamw_torch_fused" if self.quantization is None else "paged_adamw_32bit"
+
+    def quantization_config(self, dtype: str) -> BitsAndBytesConfig | None:
+        if self.quantization is None:
+            return None
+        return bitsandbytes_config(self.quantization, self, dtype)
+
+    def size(self, hidden_size: int) -> int:
+        """The width of the bottleneck on a layer of this width."""
+        if self.reduction_factor is not None:
+            return max(1, round(hidden_size / self.reduction_factor))
+        return self.bottleneck_size or 64
+
+    def trainable_parameters(self, architecture: Architecture) -> int:
+        family = family_of(architecture.model_type)
+        sites = family.adapter_sites(self.placement) if family else ()
+        layers = len(self.layers) if self.layers is not None else architecture.layers
+        width, size = architecture.hidden_size, self.size(architecture.hidden_size)
+        each = 2 * width * size + (width + size if self.bias else 0)
+        return layers * len(sites) * each + whole_parameters(
+            architecture, self.modules_to_save, self.trainable_token_indices
+        )
+
+    def problems(self, architecture: Architecture) -> list[tuple[tuple[str, ...], str]]:
+        family = family_of(architecture.model_type)
+        if family is None:
+            text = f"{architecture.model_type} models are not known to it yet; use `lora`"
+            return [(("name",), text)]
+        if not family.adapter_sites(self.placement):
+            return [(("placement",), f"{self.placement} has no place in this model; use houlsby")]
+        problem = layer_problem(architecture, self.layers) if self.layers else None
+        return [problem] if problem else []
+
+    def peft_config(self, model_type: str) -> BottleneckConfig:
+        from peftcli.methods.bottleneck_tuner import BottleneckConfig
+
+        size = self.bottleneck_size if self.reduction_factor is not None else self.size(0)
+        return BottleneckConfig(
+            task_type="CAUSAL_LM",
+            bottleneck_size=size,
+            reduction_factor=self.reduction_factor,
+            non_linearity=self.non_linearity,
+            dropout=self.dropout,
+            bias=self.bias,
+            placement=self.placement,
+            scaling=self.scaling,
+            layers_to_transform=None if self.layers is None else list(self.layers),
+            modules_to_save=list(self.modules_to_save) or None,
+            trainable_token_indices=list(self.trainable_token_indices) or None,
+        )

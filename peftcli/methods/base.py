@@ -1,0 +1,124 @@
+"""What every tuning method answers, so that no other file asks for a method's name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import BitsAndBytesConfig
+
+    from peftcli.architecture.config import Architecture
+
+Quantization = Literal["nf4", "fp4"]
+ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
+Names = Annotated[tuple[str, ...], Strict(False)]  # YAML has lists only
+Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Strict(False)]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are refused, values never change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        defer_build=True,
+    )
+
+
+class Method(Section):
+    """A way of tuning; each subclass is one entry of the recipe's `method.name`."""
+
+    summary: ClassVar[str]
+    default_learning_rate: ClassVar[float]
+    usual_learning_rates: ClassVar[tuple[float, float]]
+    """Lowest and highest rate that published runs used; outside it the recipe gets a warning."""
+    default_optimizer: ClassVar[str] = "adamw_torch_fused"
+    mergeable: ClassVar[bool] = True
+    saves_adapter: ClassVar[bool] = True
+    exact_start: ClassVar[bool] = True
+    """Whether the untrained method leaves the base's logits unchanged bit for bit."""
+
+    def optimizer(self) -> str:
+        """The optimizer to use when the recipe names none."""
+        return self.default_optimizer
+
+    def peft_config(self, model_type: str) -> PeftConfig | None:
+        """The configuration PEFT wraps the base with; None tunes the base itself."""
+        raise NotImplementedError
+
+    def quantization_config(self, dtype: str) -> BitsAndBytesConfig | None:
+        """How the frozen base is quantised at load; `dtype` is the dtype the run computes in."""
+        return None
+
+    @property
+    def initializes_from_data(self) -> bool:
+        """Whether the untrained adapter takes its start from the training rows (EVA)."""
+        return False
+
+    def weights_dtype(self, dtype: str) -> str:
+        """The dtype the base's weights are held in, where the run computes in `dtype`."""
+        return dtype
+
+    def trainable_parameters(self, architecture: Architecture) -> int:
+        """The exact number of trained values, without building the model."""
+        raise NotImplementedError
+
+    def problems(self, architecture: Architecture) -> list[tuple[tuple[str, ...], str]]:
+        """What cannot work on this architecture, each as (keys below `method`, sentence)."""
+        return []
+
+    def learning_rate_multipliers(self) -> dict[str, float]:
+        """Factors on the learning rate of parameters whose name contains the key (LoRA+)."""
+        return {}
+
+
+def whole_parameters(
+    architecture: Architecture, modules: tuple[str, ...], tokens: tuple[int, ...]
+) -> int:
+    """Values trained whole: `modules_to_save`, and the embedding rows of single tokens."""
+    linears = [x for x in architecture.linears if x.suffix in modules]
+    tensors = [x for x in architecture.tensors if set(modules) & set(x.name.split("."))]
+    whole = sum(x.parameters() for x in linears) + sum(x.parameters() for x in tensors)
+    return whole + len(tokens) * architecture.hidden_size
+
+
+def layer_problem(
+    architecture: Architecture, layers: tuple[int, ...]
+) -> tuple[tuple[str, ...], str] | None:
+    """What is wrong with a subset of layers on this architecture."""
+    if max(layers) < architecture.layers:
+        return None
+    last = architecture.layers - 1
+    return ("layers",), f"names layer {max(layers)}; this model has layers 0 to {last}"
+
+
+class QuantizedBase(Section):
+    """Keys of methods that can freeze the base in 4 bits."""
+
+    double_quantization: bool = True
+    """Quantise the quantisation constants too; saves about 0.37 bits per weight."""
+    compute_dtype: ComputeDtype = "auto"
+    """The dtype 4-bit weights are expanded to; `auto` is the dtype of the run."""
+
+
+def bitsandbytes_config(
+    kind: Quantization, options: QuantizedBase, dtype: str
+) -> BitsAndBytesConfig:
+    """The 4-bit configuration of Dettmers et al., 2023 (QLoRA), arXiv 2305.14314."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    dtypes = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    compute = dtype if options.compute_dtype == "auto" else options.compute_dtype
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=options.double_quantization,
+        bnb_4bit_compute_dtype=dtypes[compute],
+    )

@@ -1,0 +1,208 @@
+"""Load what a recipe names: tokenizer, base model (quantised or not), adapter."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from peftcli.bundled import bundled
+from peftcli.errors import ArtefactError, ResourceError, UsageError
+from peftcli.recipe.schema import Model
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where a run computes, and in what."""
+
+    kind: str
+    """`cuda` or `cpu`."""
+    dtype: str
+    """float32, bfloat16 or float16."""
+    name: str
+    memory_gib: float | None
+    """Memory of the GPU; None without one."""
+
+
+def choose_device(wanted: str, dtype: str) -> Device:
+    """The device of a run; raises ResourceError when a GPU is demanded and there is none."""
+    cuda = torch.cuda.is_available()
+    if wanted == "cuda" and not cuda:
+        raise ResourceError(
+            "training.device: cuda, but PyTorch sees no GPU",
+            "run on a machine with one, or write `device: auto`",
+        )
+    if not cuda or wanted == "cpu":
+        return Device("cpu", "float32" if dtype == "auto" else dtype, "CPU", None)
+    properties = torch.cuda.get_device_properties(0)
+    if dtype == "auto":
+        dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+    return Device("cuda", dtype, properties.name, properties.total_memory / 2**30)
+
+
+def locate(model: Model) -> str:
+    """The folder of a bundled or local model, or the hub id as it stands."""
+    try:
+        own = bundled(model.name)
+    except FileNotFoundError as error:
+        raise UsageError(f"model: {error}", "write one of those") from None
+    if own is not None:
+        return str(own)
+    path = Path(model.name).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.is_file():
+        raise UsageError(f"model: {path} is a file", "name the folder that holds config.json")
+    if model.name.startswith((".", "/", "~")) or model.name.count("/") > 1:
+        beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, beside, n=1)
+        guess = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise UsageError(f"model: {model.name}: no such folder{guess}", "name an existing folder")
+    return model.name
+
+
+def load_config(model: Model) -> PreTrainedConfig:
+    """The model's config.json; raises ArtefactError where there is none or it needs code."""
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            locate(model), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(model, error) from None
+    return config
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, with a pad token that is not its end-of-text token if it has one."""
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            locate(model), revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise _unloadable(model, error) from None
+    if tokenizer.eos_token is None:
+        raise ArtefactError(
+            f"model: the tokenizer of {model.name} has no end-of-text token",
+            "set `eos_token` in its tokenizer_config.json",
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(
+    model: Model, device: Device, quantization: BitsAndBytesConfig | None = None
+) -> PreTrainedModel:
+    """The base model on `device`, in its dtype or quantised; weights from safetensors only."""
+    try:
+        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            locate(model),
+            revision=model.revision,
+            trust_remote_code=model.trust_remote_code,
+            dtype=DTYPES[device.dtype],
+            quantization_config=quantization,
+            attn_implementation=None if model.attention == "auto" else model.attention,
+            device_map={"": 0} if device.kind == "cuda" else None,
+            use_safetensors=True,
+        )
+    except torch.cuda.OutOfMemoryError:
+        raise ResourceError(
+            f"model: {model.name} does not fit on {device.name} ({device.memory_gib:.1f} GiB)",
+            "write `method: qlora`, which holds the base in 4 bits, or use a larger GPU",
+        ) from None
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _unloadable(model, error) from None
+    base.config.use_cache = False
+    return base
+
+
+def base_folder(model: Model) -> Path | None:
+    """Where the base's files lie on this disk; None before a hub model was downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    located = locate(model)
+    if Path(located).is_dir():
+        return Path(located)
+    try:
+        return Path(snapshot_download(located, revision=model.revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def wrap(base: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """The base with an untrained adapter; raises UsageError when nothing matches the targets."""
+    try:
+        return get_peft_model(base, config)
+    except ValueError as error:
+        raise UsageError(f"method: {error}", _targets_hint(base)) from None
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """The base with a trained adapter; raises ArtefactError when the two do not belong together."""
+    from peftcli.methods import bottleneck_tuner  # registers the method with PEFT
+
+    if not (folder / "adapter_config.json").is_file():
+        raise ArtefactError(f"{folder}: holds no adapter", "name a folder with adapter_config.json")
+    try:
+        return PeftModel.from_pretrained(base, str(folder))
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ArtefactError(
+            f"{folder}: does not load on this base: {first}",
+            f"name the base it was trained on ({bottleneck_tuner.__name__} is registered)",
+        ) from None
+
+
+def go_offline() -> None:
+    """Forbid every download for the rest of the process."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ[name] = "1"
+
+
+def _targets_hint(base: PreTrainedModel) -> str:
+    names = {name.rpartition(".")[2] for name, module in base.named_modules() if _linear(module)}
+    return f"write `target_modules: all-linear`, or some of {', '.join(sorted(names))}"
+
+
+def _linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def _unloadable(model: Model, error: Exception) -> ArtefactError | UsageError:
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text or "custom code" in text:
+        return ArtefactError(
+            f"model: {model.name} comes with Python code of its own, which was not run",
+            "read that code; `model: {name: ..., trust_remote_code: true}` runs it",
+        )
+    if "safetensors" in text and Path(locate(model)).is_dir():
+        return ArtefactError(
+            f"model: {model.name} holds no intact safetensors weights: {text[:200]}",
+            "convert the weights to safetensors",
+        )
+    if not Path(locate(model)).is_dir():
+        return UsageError(
+            f"model: {model.name} is neither a folder here nor a model the hub gave: {text[:200]}",
+            "check the name, the network and, for gated models, your token (hf auth login)",
+        )
+    return ArtefactError(f"model: {model.name} does not load: {text[:300]}", "check the folder")

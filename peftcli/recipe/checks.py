@@ -1,0 +1,41 @@
+"""Rules between recipe and architecture, checked before any weights are loaded."""
+
+from __future__ import annotations
+
+from peftcli.architecture.shapes import Architecture
+from peftcli.errors import RecipeError
+from peftcli.recipe.document import Path, dotted
+from peftcli.recipe.load import LoadedRecipe
+
+# Position-aware masks are not built for these, so packed rows would look at each other.
+UNPACKABLE = {
+    "falcon": "its ALiBi bias counts positions across rows",
+    "bloom": "its ALiBi bias counts positions across rows",
+    "mpt": "its ALiBi bias counts positions across rows",
+    "nemotron_h": "its state-space layers carry state across rows",
+}
+
+
+def check_architecture(loaded: LoadedRecipe, architecture: Architecture) -> None:
+    """Raise RecipeError with every line of the recipe that cannot work on this model."""
+    found: list[tuple[Path, str]] = [
+        (("method", *keys), text) for keys, text in loaded.recipe.method.problems(architecture)
+    ]
+    reason = UNPACKABLE.get(architecture.model_type)
+    if loaded.recipe.training.packing is True and reason:
+        text = f"{architecture.model_type} models cannot be packed: {reason}; write `false`"
+        found.append((("training", "packing"), text))
+    limit = architecture.max_positions
+    written = loaded.origin(("data", "max_length")) != "default"
+    if limit and written and loaded.recipe.data.max_length > limit:
+        text = f"{loaded.recipe.data.max_length} is above the {limit} positions of this model"
+        found.append((("data", "max_length"), text))
+    if found:
+        lines = [f"{loaded.document.place(path)}: {dotted(path)}: {text}" for path, text in found]
+        raise RecipeError("\n".join(lines), f"the model is a {architecture.model_type}")
+
+
+def longest_row(loaded: LoadedRecipe, architecture: Architecture) -> int:
+    """`data.max_length`; where nobody wrote it, at most the positions of the model."""
+    positions = architecture.max_positions or loaded.recipe.data.max_length
+    return min(loaded.recipe.data.max_length, positions)

@@ -1,0 +1,126 @@
+"""YAML file and `--set` overrides -> Recipe, with every problem's place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from peftcli.errors import RecipeError
+from peftcli.recipe.document import Document, Path, dotted, read_document, read_scalar
+from peftcli.recipe.problems import problem_lines
+from peftcli.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class LoadedRecipe:
+    """A valid recipe, and where each of its values comes from."""
+
+    recipe: Recipe
+    document: Document
+
+    def origin(self, path: Path) -> str:
+        """`FILE:LINE:COLUMN`, `--set ...`, or `default` for a value nobody wrote."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self.document.places:
+                return self.document.places[path[:length]]
+        return "default"
+
+
+def load_recipe(path: FilePath, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read and validate a recipe; `overrides` are `key.key=value` strings.
+
+    Raises RecipeError whose message holds one line for each problem.
+    """
+    document = read_document(_text(path), str(path))
+    for override in overrides:
+        _override(document, override)
+    return validate(document)
+
+
+def validate(document: Document) -> LoadedRecipe:
+    """The document as a recipe; raises RecipeError with one line for each problem."""
+    try:
+        recipe = Recipe.model_validate(document.values)
+    except ValidationError as error:
+        raise _refusal(document, problem_lines(error, document)) from None
+    if document.problems:
+        raise _refusal(document, [])
+    return LoadedRecipe(recipe, document)
+
+
+def resolved(recipe: Recipe) -> dict[str, Any]:
+    """Every value of the run as plain data, the method's own defaults filled in."""
+    values = recipe.model_dump(mode="json")
+    values["training"]["learning_rate"] = recipe.learning_rate
+    values["training"]["optimizer"] = recipe.optimizer
+    return values
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe as YAML with every value written out; reading it gives the same run."""
+    text: str = yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def leaves(values: BaseModel | dict[str, Any]) -> list[tuple[Path, Any]]:
+    """The values of a recipe in order, each with its path; lists count as one value."""
+    plain = values.model_dump(mode="json") if isinstance(values, BaseModel) else values
+    found: list[tuple[Path, Any]] = []
+    for key, value in plain.items():
+        if isinstance(value, dict) and value:
+            found.extend(((key, *path), leaf) for path, leaf in leaves(value))
+        else:
+            found.append(((key,), value))
+    return found
+
+
+def _refusal(document: Document, lines: list[str]) -> RecipeError:
+    lines = [*document.problems, *lines]
+    count = f"{len(lines)} problems" if len(lines) > 1 else "1 problem"
+    return RecipeError(
+        "\n".join(lines), f"{count} in {document.name}; `peftcli schema` lists every key"
+    )
+
+
+def _text(path: FilePath) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise RecipeError(
+            f"{path}: no such recipe", "write one, or list the gallery: peftcli recipes ls"
+        ) from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path}: a folder, not a recipe", "name the YAML file in it") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _override(document: Document, override: str) -> None:
+    key, equals, text = override.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(
+            f"--set {override}: not KEY=VALUE", "for instance --set training.learning_rate=1e-4"
+        )
+    section = document.values
+    for depth, part in enumerate(keys[:-1]):
+        inner = section.setdefault(part, {})
+        if isinstance(inner, str):  # `method: lora` and `model: ID` stand for their name
+            inner = section[part] = {"name": inner}
+        if not isinstance(inner, dict):
+            raise RecipeError(
+                f"--set {override}: `{dotted(tuple(keys[: depth + 1]))}` is not a section"
+            )
+        section = inner
+    section[keys[-1]] = read_scalar(text)
+    path: Path = tuple(keys)
+    for known in [place for place in document.places if place[: len(path)] == path]:
+        del document.places[known]
+    document.places[path] = f"--set {override}"

@@ -1,0 +1,216 @@
+"""The layout of a run folder, its lock, and writing without half-written files."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from peftcli.errors import ArtefactError, ResourceError, UsageError
+
+Status = Literal["running", "interrupted", "failed", "finished"]
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Where each file of a run lies."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        """What was run: identities, versions, plan, results."""
+        return self.path / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object for each step and evaluation."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def loss_plot(self) -> Path:
+        """The loss curve as a picture."""
+        return self.path / "loss.png"
+
+    @property
+    def adapter(self) -> Path:
+        """The result of an adapter method, in PEFT's format."""
+        return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """The result of full fine-tuning, in transformers' format."""
+        return self.path / "model"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Complete checkpoints, `checkpoint-STEP`."""
+        return self.path / "checkpoints"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that writes here."""
+        return self.path / ".lock"
+
+    def read_manifest(self) -> dict[str, Any] | None:
+        """run.json, or None where there is none; raises ArtefactError when it is damaged."""
+        if not self.manifest.is_file():
+            return None
+        try:
+            values = json.loads(self.manifest.read_text(encoding="utf-8"))
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            raise ArtefactError(f"{self.manifest}: damaged", "restore it, or use another `output`")
+        return values
+
+    def write_manifest(self, values: dict[str, Any]) -> None:
+        """Replace run.json at once."""
+        write_atomic(self.manifest, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+OWN_NAMES = (
+    *("recipe.yaml", "run.json", "metrics.jsonl", "loss.png", "adapter", "model", "checkpoints"),
+    *(".lock", "merged", "eval.json", "report.html", "tracking"),
+)
+
+
+def cache_folder() -> Path:
+    """Where prepared data is kept between runs: $PEFTCLI_CACHE, or the user's cache folder."""
+    named = os.environ.get("PEFTCLI_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peftcli"
+
+
+def open_run(path: Path, *, resume: bool, overwrite: bool) -> RunDir:
+    """The run folder, ready to be written to; raises UsageError with the ways out.
+
+    A folder that holds a run is only touched with `resume` or `overwrite`; a folder that holds
+    anything else is never touched.
+    """
+    run = RunDir(path)
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"output: {path} is a file", "name a folder in `output`")
+    foreign = [item.name for item in _entries(path) if item.name not in OWN_NAMES]
+    foreign = [name for name in foreign if not name.startswith(".staging-")]
+    if foreign and not run.manifest.exists():
+        raise UsageError(
+            f"output: {path} holds files of something else ({', '.join(sorted(foreign)[:3])})",
+            "name an empty or new folder in `output`",
+        )
+    manifest = run.read_manifest()
+    if manifest is not None and not overwrite:
+        _refuse_second_run(run, str(manifest.get("status")), resume)
+    if resume and manifest is None:
+        raise UsageError(f"--resume: {path} holds no run", "start it without --resume")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".staging-{os.getpid()}"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ResourceError(
+            f"output: {path} cannot be written: {error.strerror}", "name another folder"
+        ) from None
+    return run
+
+
+def clear(run: RunDir) -> None:
+    """Remove what a run left; foreign files stay."""
+    for name in OWN_NAMES:
+        target = run.path / name
+        if target.is_symlink() or target.is_file():
+            if name != ".lock":
+                target.unlink()
+        elif target.is_dir():
+            shutil.rmtree(target)
+
+
+@contextmanager
+def locked(run: RunDir) -> Iterator[None]:
+    """Hold the run folder; raises ResourceError naming the process that holds it already."""
+    with run.lock.open("a+", encoding="utf-8") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            stream.seek(0)
+            owner = stream.read().strip() or "another process"
+            raise ResourceError(
+                f"{run.path} is in use by {owner}", "wait for it, or use another `output`"
+            ) from None
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        stream.flush()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                stream.truncate(0)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file aside, sync it, and put it in place in one step."""
+    aside = path.with_name(f".staging-{path.name}")
+    with aside.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
+def publish_folder(staging: Path, target: Path) -> None:
+    """Sync every file of `staging` and rename it to `target`; an older `target` is replaced."""
+    for file in sorted(staging.rglob("*")):
+        if file.is_file():
+            os.chmod(file, 0o644)
+            with file.open("rb") as stream:
+                os.fsync(stream.fileno())
+    sync_folder(staging)
+    old = target.with_name(f".staging-old-{target.name}")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    staging.rename(target)
+    sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Make a rename in `path` survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _entries(path: Path) -> list[Path]:
+    return list(path.iterdir()) if path.is_dir() else []
+
+
+def _refuse_second_run(run: RunDir, status: str, resume: bool) -> None:
+    if status == "finished":
+        raise UsageError(
+            f"output: {run.path} holds a finished run"
+            + ("; there is nothing to resume" if resume else ""),
+            "--overwrite replaces it; or name another folder in `output`",
+        )
+    if not resume:
+        raise UsageError(
+            f"output: {run.path} holds a run that is {status}",
+            "--resume goes on with it, --overwrite replaces it; or name another `output`",
+        )

@@ -1,0 +1,1 @@
+"""`peftcli train`: a recipe becomes a tuned adapter."""

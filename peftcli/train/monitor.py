@@ -1,0 +1,231 @@
+"""Watches a run: metrics.jsonl, events for the terminal, signals, numbers that went wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from peftcli.train.events import Evaluated, Listener, Note, Saved, Step
+
+GIB = 2**30
+
+
+class Monitor(TrainerCallback):  # type: ignore[misc]
+    """Turns what the trainer logs into events and lines of metrics.jsonl."""
+
+    def __init__(
+        self, metrics: Path, tell: Listener, tokens_per_step: float, max_nonfinite: int
+    ) -> None:
+        self.metrics = metrics
+        self.tell = tell
+        self.tokens_per_step = tokens_per_step
+        self.max_nonfinite = max_nonfinite
+        self.nonfinite = 0
+        self.failure: str | None = None
+        self.best_loss: float | None = None
+        self.losses: list[tuple[int, float]] = []
+        self.eval_losses: list[tuple[int, float]] = []
+        self._stream: TextIO | None = None
+        self._started = 0.0
+        self._first_step = 0
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        kept = kept_lines(self.metrics, state.global_step)
+        self.metrics.write_text("".join(kept), encoding="utf-8")
+        for line in map(json.loads, kept):
+            target = self.eval_losses if "eval_loss" in line else self.losses
+            target.append((line["step"], line.get("eval_loss", line.get("loss"))))
+        self.best_loss = min((loss for _, loss in self.eval_losses), default=None)
+        self._stream = self.metrics.open("a", encoding="utf-8")
+        self._started = time.perf_counter()
+        self._first_step = state.global_step
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if logs is None or "loss" not in logs:
+            return
+        seconds = self.seconds()
+        done = max(1, state.global_step - self._first_step)
+        step = Step(
+            step=state.global_step,
+            total_steps=state.max_steps,
+            epoch=round(state.epoch or 0.0, 4),
+            loss=logs["loss"],
+            learning_rate=logs.get("learning_rate", 0.0),
+            grad_norm=logs.get("grad_norm"),
+            tokens_per_second=self.tokens_per_second(state.global_step),
+            memory_gib=peak_memory_gib(),
+            remaining_seconds=seconds / done * (state.max_steps - state.global_step),
+        )
+        self._watch(step, control)
+        self.losses.append((step.step, step.loss))
+        line = {
+            "step": step.step,
+            "epoch": step.epoch,
+            "loss": step.loss,
+            "learning_rate": step.learning_rate,
+            "grad_norm": step.grad_norm,
+            "tokens_per_second": round(step.tokens_per_second, 1),
+            "memory_gib": round(step.memory_gib, 3),
+            "seconds": round(seconds, 3),
+        }
+        self._write(line)
+        self.tell(step)
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if not metrics or "eval_loss" not in metrics:
+            return
+        loss = metrics["eval_loss"]
+        best = self.best_loss is None or loss < self.best_loss
+        if best:
+            self.best_loss = loss
+        self.eval_losses.append((state.global_step, loss))
+        self._write({"step": state.global_step, "eval_loss": loss})
+        self.tell(Evaluated(state.global_step, loss, math.exp(min(loss, 700.0)), best))
+
+    def on_save(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        self.tell(
+            Saved(state.global_step, Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        )
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        if state.global_step >= state.max_steps:  # the last step is always looked at and kept
+            control.should_evaluate = args.do_eval
+            control.should_save = True
+
+    def seconds(self) -> float:
+        """Seconds since training began in this process."""
+        return time.perf_counter() - self._started
+
+    def tokens_per_second(self, step: int) -> float:
+        """Mean rate of this process up to `step`."""
+        return self.tokens_per_step * max(1, step - self._first_step) / self.seconds()
+
+    def close(self) -> None:
+        """Finish metrics.jsonl."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _watch(self, step: Step, control: TrainerControl) -> None:
+        numbers = [step.loss] + ([] if step.grad_norm is None else [step.grad_norm])
+        self.nonfinite = 0 if all(map(math.isfinite, numbers)) else self.nonfinite + 1
+        if self.nonfinite >= self.max_nonfinite:
+            self.failure = (
+                f"loss {step.loss} and gradient norm {step.grad_norm} at step {step.step}: not "
+                f"finite for {self.nonfinite} steps in a row"
+            )
+            control.should_training_stop = True
+            control.should_save = False
+            control.should_evaluate = False
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._stream is not None:
+            finite = {key: _finite(value) for key, value in line.items()}
+            self._stream.write(json.dumps(finite) + "\n")
+            self._stream.flush()
+
+
+class Interruption(TrainerCallback):  # type: ignore[misc]
+    """SIGINT and SIGTERM: finish the step, save, stop; a second one ends the process at once."""
+
+    def __init__(self, tell: Listener) -> None:
+        self.tell = tell
+        self.received: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(75)  # the newest complete checkpoint is safe: it was renamed into place
+        self.received = signal.Signals(number).name
+        self.tell(Note(f"{self.received}: finishing this step and saving; once more to stop now"))
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        if self.received is not None:
+            control.should_save = True
+            control.should_evaluate = False
+            control.should_training_stop = True
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null stands for it."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def kept_lines(metrics: Path, step: int) -> list[str]:
+    """The whole lines of metrics.jsonl up to `step`; a torn or later line is left out."""
+    if not metrics.is_file():
+        return []
+    kept = []
+    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return kept
+
+
+def peak_memory_gib() -> float:
+    """Peak of allocated GPU memory, or peak resident memory where there is no GPU, in GiB."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / GIB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB

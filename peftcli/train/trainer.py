@@ -1,0 +1,119 @@
+"""The SFTTrainer subclass: complete checkpoints, per-token evaluation loss, LoRA+."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTConfig, SFTTrainer
+
+from peftcli.train import checkpoints
+from peftcli.train.collator import Collator
+
+
+class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer on rows that are tokenised and masked already."""
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel | PeftModel,
+        args: SFTConfig,
+        train_dataset: Dataset,
+        eval_dataset: Dataset | None,
+        tokenizer: PreTrainedTokenizerBase,
+        callbacks: list[TrainerCallback],
+        learning_rate_multipliers: Mapping[str, float],
+        keep_checkpoints: int,
+    ) -> None:
+        self._multipliers = learning_rate_multipliers
+        self._keep = keep_checkpoints
+        self._staging: Path | None = None
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=Collator(tokenizer.pad_token_id),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimizer, with other learning rates where the method asks for them."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        for key, factor in self._multipliers.items():
+            names = {id(p): name for name, p in self.model.named_parameters()}
+            for group in list(optimizer.param_groups):
+                chosen = [p for p in group["params"] if key in names[id(p)]]
+                if not chosen or len(chosen) == len(group["params"]):
+                    group["lr"] *= factor if chosen else 1.0
+                    continue
+                group["params"] = [p for p in group["params"] if key not in names[id(p)]]
+                options = {name: value for name, value in group.items() if name != "params"}
+                options["lr"] = group["lr"] * factor
+                optimizer.add_param_group({"params": chosen, **options})
+        return optimizer
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Mean loss over all trained tokens, the same whatever the batch size."""
+        model = self.accelerator.unwrap_model(self.model)
+        was_training = model.training
+        model.eval()
+        loss_sum, tokens, rows = 0.0, 0, 0
+        for batch in dataloader:
+            rows += len(batch["input_ids"])
+            inputs = self._prepare_inputs(batch)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+            loss_sum -= float(outputs.log_probs.double().sum())
+            tokens += int(outputs.label_mask.sum())
+        model.train(was_training)
+        loss = loss_sum / tokens if tokens else math.nan
+        return EvalLoopOutput(
+            predictions=None,
+            label_ids=None,
+            metrics={f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_tokens": tokens},
+            num_samples=rows,
+        )
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or self.args.output_dir)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        step = self.state.global_step
+        self._staging = folder / checkpoints.STAGING
+        shutil.rmtree(self._staging, ignore_errors=True)
+        self._staging.mkdir(parents=True)
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            # TRL's own method also writes a model card into the parent folder.
+            Trainer._save_checkpoint(self, model, trial)
+            written = self._staging / f"checkpoint-{step}"
+            best = self.state.best_global_step
+            if best:
+                self.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
+                self.state.save_to_json(str(written / "trainer_state.json"))
+            checkpoints.publish(written, folder / f"checkpoint-{step}")
+        finally:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging = None
+            self.args.save_total_limit = limit
+        checkpoints.rotate(folder, self._keep, self.state.best_global_step)
