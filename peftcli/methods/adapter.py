@@ -101,7 +101,7 @@ class Adapter(Method, QuantizedBase):
         problem = layer_problem(architecture, self.layers) if self.layers else None
         return [problem] if problem else []
 
-    def peft_config(self, model_type: str) -> BottleneckConfig:
+    def peft_config(self, architecture: Architecture) -> BottleneckConfig:
         from peftcli.methods.bottleneck_tuner import BottleneckConfig
 
         size = self.bottleneck_size if self.reduction_factor is not None else self.size(0)
@@ -111,7 +111,7 @@ class Adapter(Method, QuantizedBase):
             reduction_factor=self.reduction_factor,
             non_linearity=self.non_linearity,
             dropout=self.dropout,
-            bias=self.bias,
+            use_bias=self.bias,
             placement=self.placement,
             scaling=self.scaling,
             layers_to_transform=None if self.layers is None else list(self.layers),

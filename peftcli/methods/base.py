@@ -48,7 +48,7 @@ class Method(Section):
         """The optimizer to use when the recipe names none."""
         return self.default_optimizer
 
-    def peft_config(self, model_type: str) -> PeftConfig | None:
+    def peft_config(self, architecture: Architecture) -> PeftConfig | None:
         """The configuration PEFT wraps the base with; None tunes the base itself."""
         raise NotImplementedError
 

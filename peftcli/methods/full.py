@@ -21,7 +21,7 @@ class Full(Method):
 
     name: Literal["full"] = "full"
 
-    def peft_config(self, model_type: str) -> None:
+    def peft_config(self, architecture: Architecture) -> None:
         return None
 
     def weights_dtype(self, dtype: str) -> str:

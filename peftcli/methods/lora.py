@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from peftcli.architecture.families import family_of
 from peftcli.methods.base import (
     Indices,
     Method,
@@ -99,8 +100,23 @@ class LowRank(Method):
         """The linear modules that get an update, as groups."""
         from peftcli.architecture.targets import linear_shapes
 
-        found = linear_shapes(architecture, self.target_modules, self.layers)
+        targets = self.resolved_targets(architecture)
+        found = linear_shapes(architecture, targets, self.layers)
         return [x for x in found if not _ends_with(x.name, self.exclude_modules)]
+
+    def resolved_targets(self, architecture: Architecture) -> Targets:
+        """`all-linear` in PEFT's terms.
+
+        Of a mixture only the attention: transformers 5 fuses experts into single parameters, and
+        PEFT would quietly tune all of them and the router at twice the rank. With `layers`, names
+        instead of the word, because PEFT does not take the two together.
+        """
+        if self.target_modules != "all-linear":
+            return self.target_modules
+        family = family_of(architecture.model_type)
+        if family is not None and family.experts:
+            return family.attention_linears
+        return tuple(architecture.linear_names()) if self.layers else "all-linear"
 
     def problems(self, architecture: Architecture) -> list[tuple[tuple[str, ...], str]]:
         targets = self.targets(architecture)
@@ -108,6 +124,11 @@ class LowRank(Method):
             names = ", ".join(architecture.linear_names())
             return [(("target_modules",), f"matches nothing in this model; it has {names}")]
         found = [layer_problem(architecture, self.layers)] if self.layers else []
+        if self.layers and isinstance(self.resolved_targets(architecture), str):
+            found.append((("layers",), "does not go with a regular expression; put it in there"))
+        if self._names_experts(architecture):
+            text = "names experts, which are fused in this model and cannot be tuned one by one"
+            found.append((("target_modules",), f"{text}; write `all-linear`"))
         smallest = min(targets, key=lambda x: min(x.inputs, x.outputs))
         side = min(smallest.inputs, smallest.outputs)
         if self.rank > side:
@@ -115,7 +136,14 @@ class LowRank(Method):
             found.append((("rank",), text))
         return [problem for problem in found if problem is not None]
 
-    def peft_config(self, model_type: str) -> LoraConfig:
+    def _names_experts(self, architecture: Architecture) -> bool:
+        fused = ("gate_proj", "up_proj", "down_proj", "w1", "w2", "w3", "gate")
+        names = () if isinstance(self.target_modules, str) else self.target_modules
+        return bool(architecture.experts) and any(
+            name.rpartition(".")[2] in fused for name in names
+        )
+
+    def peft_config(self, architecture: Architecture) -> LoraConfig:
         from peft import EvaConfig, LoraConfig
 
         init = True if self.init == "kaiming" else self.init
@@ -124,7 +152,7 @@ class LowRank(Method):
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=_plain(self.target_modules),
+            target_modules=_plain(self.resolved_targets(architecture)),
             exclude_modules=list(self.exclude_modules) or None,
             layers_to_transform=None if self.layers is None else list(self.layers),
             rank_pattern=dict(self.rank_pattern),
@@ -133,7 +161,7 @@ class LowRank(Method):
             use_dora=self.use_dora,
             bias=self.bias,
             init_lora_weights=init,
-            eva_config=EvaConfig() if self.init == "eva" else None,
+            eva_config=EvaConfig(rho=1.0) if self.init == "eva" else None,  # every rank as asked
             modules_to_save=list(self.modules_to_save) or None,
             trainable_token_indices=list(self.trainable_token_indices) or None,
         )
