@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,7 +90,7 @@ def train(
     from peftcli.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
-    check_exist(loaded.recipe.data)
+    check_exist(loaded.recipe.data.paths(), Path.cwd())
     from peftcli.train.dry_run import dry_run as preview
     from peftcli.train.run import Options, run
 
@@ -142,4 +143,6 @@ def gallery_copy(
 
 def main() -> None:
     """The console script."""
+    # It complains on import about an optional kernel that is not needed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     app()

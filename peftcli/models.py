@@ -131,7 +131,8 @@ def load_base(
         ) from None
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _unloadable(model, error) from None
-    base.config.use_cache = False
+    if quantization is not None and device.kind == "cpu":
+        _keep_exact(base)
     return base
 
 
@@ -177,6 +178,15 @@ def go_offline() -> None:
     """Forbid every download for the rest of the process."""
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ[name] = "1"
+
+
+def _keep_exact(base: PreTrainedModel) -> None:
+    """On some CPUs bitsandbytes repacks 4-bit weights at the first evaluation, and rounds them."""
+    from bitsandbytes.nn import Linear4bit
+
+    for module in base.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _targets_hint(base: PreTrainedModel) -> str:

@@ -25,10 +25,15 @@ class LoadedRecipe:
 
     def origin(self, path: Path) -> str:
         """`FILE:LINE:COLUMN`, `--set ...`, or `default` for a value nobody wrote."""
-        for length in range(len(path), 0, -1):
-            if path[:length] in self.document.places:
-                return self.document.places[path[:length]]
-        return "default"
+        values = self.document.values
+        for depth, part in enumerate(path):
+            if isinstance(values, dict) and part in values:
+                values = values[part]
+            elif isinstance(values, dict) or part != "name":  # `method: lora` writes its name only
+                return "default"
+            else:
+                return self.document.place(path[:depth])
+        return self.document.place(path)
 
 
 def load_recipe(path: FilePath, overrides: Sequence[str] = ()) -> LoadedRecipe:

@@ -145,6 +145,11 @@ class Data(Section):
     limit: int | None = Field(None, ge=1)
     """Take at most this many training rows in all."""
 
+    def paths(self) -> list[str]:
+        """What every source of both splits names."""
+        held_out = self.eval if isinstance(self.eval, tuple) else ()
+        return [source.path for source in (*self.train, *held_out)]
+
     @field_validator("eval")
     @classmethod
     def _real_share(cls, value: Any) -> Any:

@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from peftcli.dataset import SplitReport, samples
+from peftcli.data.report import SplitReport
+from peftcli.dataset import samples
 from peftcli.models import go_offline
 from peftcli.recipe.load import LoadedRecipe, leaves, resolved
 from peftcli.train.run import quiet_libraries
@@ -64,28 +65,33 @@ def resolved_values(loaded: LoadedRecipe) -> list[tuple[str, str, str]]:
 
 def _row_lines(setting: Setting) -> list[str]:
     report = setting.prepared.report
-    lines = [f"format: {report.format} ({report.format_reason})", f"template: {report.template}"]
-    lines.append(_split_line("train", report.train))
+    lines = [f"{file.path}: {file.format} rows ({file.why})" for file in report.files]
+    lines.append(f"chat template: {report.template}")
+    lines += _split_lines("train", report.train)
     if report.eval is not None:
-        lines.append(_split_line("eval", report.eval))
+        lines += _split_lines("eval", report.eval)
     return lines + [f"warning: {text}" for text in report.warnings]
 
 
-def _split_line(name: str, split: SplitReport) -> str:
-    lengths = ", ".join(f"{key} {value}" for key, value in split.lengths.items())
-    return (
-        f"{name}: {split.kept:,} of {split.read:,} rows kept ({split.bad} bad, {split.dropped} "
-        f"dropped, {split.truncated} truncated, {split.answer_cut} without an answer after "
-        f"truncation, {split.duplicates} duplicate, {split.overlap} in both); "
-        f"{split.trained_tokens:,} of {split.tokens:,} tokens trained; lengths: {lengths}"
-    )
+def _split_lines(name: str, split: SplitReport) -> list[str]:
+    share = split.trained_tokens / max(1, split.tokens)
+    read = f" of {split.read:,} read" if split.read else ", a share of the training rows"
+    return [
+        f"{name}: {split.kept:,} rows kept{read}; {split.bad} bad, "
+        f"{split.too_long} too long, {split.truncated} truncated, {split.answer_cut} without an "
+        f"answer after truncation, {split.untrained} with nothing to train on, "
+        f"{split.duplicates} duplicate, {split.overlap} in both splits",
+        f"{name}: {split.trained_tokens:,} of {split.tokens:,} tokens trained on ({share:.0%}); "
+        f"lengths: median {split.length_p50}, 90 % {split.length_p90}, 99 % {split.length_p99}, "
+        f"longest {split.length_max}",
+    ]
 
 
 def _plan_lines(setting: Setting, total: int) -> list[str]:
     plan, device = setting.plan, setting.device
     return [
         f"device: {device.name}, {device.dtype}",
-        f"parameters: {setting.trainable:,} of {total:,} trained ({setting.trainable / total:.2%})",
+        f"parameters: {setting.trainable:,} trained, {setting.trainable / total:.2%} of {total:,}",
         f"steps: {plan.steps}, warm-up {plan.warmup_steps}, evaluation every {plan.eval_steps}, "
         f"checkpoint every {plan.save_steps}",
         f"batch: {plan.micro_batch_size} rows x {plan.accumulation} accumulation",

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from peftcli import __version__
-from peftcli.dataset import DataReport
+from peftcli.data.report import DataReport
 from peftcli.fingerprint import Fingerprint
 from peftcli.models import Device
 from peftcli.recipe.load import resolved
@@ -54,7 +54,7 @@ def describe(
             "chat_template_sha256": _sha256(str(tokenizer.chat_template or "")),
             "vocabulary": len(tokenizer),
         },
-        "data": asdict(data),
+        "data": data.to_dict(),
         "plan": asdict(plan),
         "device": asdict(device),
         "trainable_parameters": trainable,

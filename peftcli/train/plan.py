@@ -35,7 +35,6 @@ def decide(
     micro = _micro_batch(recipe, longest, on_gpu, reasons)
     steps = count_steps(recipe, rows)
     eval_steps = _eval_steps(recipe, steps) if has_eval else None
-    save_steps = recipe.training.save_steps or eval_steps or max(1, steps // EVALUATIONS)
     return Plan(
         micro_batch_size=micro,
         accumulation=recipe.training.batch_size // micro,
@@ -44,7 +43,7 @@ def decide(
         steps=steps,
         warmup_steps=_warmup(recipe.training.warmup, steps),
         eval_steps=eval_steps,
-        save_steps=min(save_steps, steps),
+        save_steps=_save_steps(recipe, steps, eval_steps),
         reasons=tuple(reasons),
     )
 
@@ -65,12 +64,18 @@ def count_steps(recipe: Recipe, rows: int) -> int:
 
 def _eval_steps(recipe: Recipe, steps: int) -> int:
     if recipe.evaluation.steps is not None:
-        return recipe.evaluation.steps
+        return min(recipe.evaluation.steps, steps)
     every = max(1, steps // EVALUATIONS)
     saves = recipe.training.save_steps
     if saves is None:
         return every
     return max(d for d in range(1, saves + 1) if saves % d == 0 and d <= max(every, 1))
+
+
+def _save_steps(recipe: Recipe, steps: int, eval_steps: int | None) -> int:
+    """A multiple of `eval_steps`, so that the best evaluation has its checkpoint."""
+    wanted = recipe.training.save_steps or eval_steps or max(1, steps // EVALUATIONS)
+    return eval_steps if eval_steps and wanted % eval_steps else wanted
 
 
 def _warmup(warmup: float, steps: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from peftcli.errors import UsageError
+from peftcli.recipe.document import dotted
 from peftcli.recipe.load import leaves
 from peftcli.run_dir import RunDir
 from peftcli.train.events import Listener, Warned
@@ -39,7 +40,7 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     old = dict(leaves(before.get("recipe", {})))
     for path, value in leaves(now["recipe"]):
         if path not in FREE_KEYS and old.get(path) != value:
-            found.append(f"recipe: {'.'.join(path)} was {old.get(path)}, is {value}")
+            found.append(f"recipe: {dotted(path)} was {old.get(path)}, is {value}")
     if _files(before) != _files(now):
         found.append("data: the content of the data files changed")
     for key, what in (("fingerprint", "base model"), ("name", "name of the base model")):

@@ -100,7 +100,7 @@ def _train(
     model = load_model(recipe, setting)
     files = base_folder(recipe.model)
     identity = fingerprint(files) if files else None
-    trainable, total = count_parameters(model)
+    trainable, total = count_trained(model), setting.architecture.parameters()
     if trainable == 0:
         raise UsageError("method: nothing would be trained", "check target_modules and layers")
     manifest = describe(
@@ -161,7 +161,7 @@ def load_model(recipe: Recipe, setting: Setting) -> PreTrainedModel | PeftModel:
     method = recipe.method
     weights = replace(setting.device, dtype=method.weights_dtype(setting.device.dtype))
     base = load_base(recipe.model, weights, method.quantization_config(setting.device.dtype))
-    config = method.peft_config(setting.architecture.model_type)
+    config = method.peft_config(setting.architecture)
     if config is None:
         return base
     model = wrap(base, config)
@@ -213,8 +213,10 @@ def publish(
     staging = target.with_name(f".staging-{target.name}")
     shutil.rmtree(staging, ignore_errors=True)
     model = trainer.model
-    stops = {setting.prepared.end_of_turn_id, setting.tokenizer.eos_token_id} - {None}
-    model.generation_config.eos_token_id = sorted(stops)
+    model.config.use_cache = True  # the trainer turned it off
+    stops = [*setting.prepared.report.end_of_turn, setting.tokenizer.eos_token_id]
+    model.generation_config.eos_token_id = list(dict.fromkeys(stops))
+    model.generation_config.pad_token_id = setting.tokenizer.pad_token_id
     model.save_pretrained(str(staging))
     setting.tokenizer.save_pretrained(str(staging))
     model.generation_config.save_pretrained(str(staging))
@@ -225,18 +227,15 @@ def publish(
     return target
 
 
-def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """Trained and all parameters; a 4-bit weight counts as the values it stands for."""
-    if isinstance(model, PeftModel):
-        trained, total = model.get_nb_trainable_parameters()
-        return trained, total
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    return sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes)
+def count_trained(model: torch.nn.Module) -> int:
+    """How many values the optimizer will change."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def out_of_memory(setting: Setting) -> ResourceError:
     """The error of a run that did not fit, with the cheapest ways out."""
     plan, device = setting.plan, setting.device
+    longest = setting.prepared.report.train.length_max
     ways = []
     if not plan.checkpointing:
         ways.append("training.checkpointing: full")
@@ -245,7 +244,7 @@ def out_of_memory(setting: Setting) -> ResourceError:
     ways.append("data.max_length: half of what it is")
     return ResourceError(
         f"{device.name} ran out of memory: {peak_memory_gib():.1f} of {device.memory_gib:.1f} GiB "
-        f"at {plan.micro_batch_size} rows of up to {setting.prepared.report.longest} tokens",
+        f"at {plan.micro_batch_size} rows of up to {longest} tokens",
         "write one of: " + "; ".join(ways),
     )
 
@@ -301,6 +300,7 @@ def _tell_plan(setting: Setting, trainable: int, total: int, tell: Listener) -> 
     for text in report.warnings:
         tell(Warned(text))
     tell(Note(f"{setting.device.name}, {setting.device.dtype}"))
-    tell(Note(f"{trainable:,} of {total:,} parameters are trained ({trainable / total:.2%})"))
+    share = trainable / total
+    tell(Note(f"{trainable:,} parameters are trained, {share:.2%} of the base's {total:,}"))
     for reason in setting.plan.reasons:
         tell(Note(reason))

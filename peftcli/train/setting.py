@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from peftcli.architecture.config import architecture_from
 from peftcli.architecture.shapes import Architecture
 from peftcli.dataset import Prepared, prepare
 from peftcli.models import Device, choose_device, load_config, load_tokenizer
+from peftcli.preparing.work import Progress
 from peftcli.recipe.checks import check_architecture, longest_row
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.run_dir import cache_folder
@@ -34,7 +34,7 @@ class Setting:
     trainable: int
 
 
-def settle(loaded: LoadedRecipe, progress: Callable[[int, int], None] | None = None) -> Setting:
+def settle(loaded: LoadedRecipe, progress: Progress | None = None) -> Setting:
     """Check the recipe against its model and prepare the rows; loads no weights."""
     recipe = loaded.recipe
     device = choose_device(recipe.training.device, recipe.model.dtype)
@@ -51,8 +51,9 @@ def settle(loaded: LoadedRecipe, progress: Callable[[int, int], None] | None = N
         progress=progress,
     )
     train, evaluation = prepared.train, prepared.eval
-    packing = decide_packing(recipe, prepared.report.format == "text")
-    longest = prepared.report.longest
+    plain_text = all(file.format == "text" for file in prepared.report.files)
+    packing = decide_packing(recipe, plain_text)
+    longest = prepared.report.train.length_max
     if packing:
         train = pack(train, data.max_length)
         evaluation = pack(evaluation, data.max_length) if evaluation is not None else None
@@ -61,7 +62,7 @@ def settle(loaded: LoadedRecipe, progress: Callable[[int, int], None] | None = N
         recipe,
         rows=len(train),
         longest=longest,
-        plain_text=prepared.report.format == "text",
+        plain_text=plain_text,
         on_gpu=device.kind == "cuda",
         has_eval=evaluation is not None,
     )

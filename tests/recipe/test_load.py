@@ -177,6 +177,9 @@ def test_overrides_are_validated_and_their_origin_is_known(tmp_path: Path) -> No
     assert loaded.origin(("method", "rank")) == "--set method.rank=4"
     assert loaded.origin(("output",)) == f"{file}:5:1"
     assert loaded.origin(("training", "epochs")) == "default"
+    assert loaded.origin(("model", "name")) == f"{file}:1:1"
+    assert loaded.origin(("model", "dtype")) == "default"
+    assert loaded.origin(("data", "max_length")) == "default"
 
 
 def test_a_bad_override_names_itself(tmp_path: Path) -> None:

@@ -1,0 +1,237 @@
+"""Runs of every method on a real tiny model: what is trained, saved, refused and repeated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from peftcli.errors import ArtefactError, NumericalError, ResourceError, UsageError
+from peftcli.fingerprint import check_same_base, fingerprint, read_fingerprint
+from peftcli.models import Device, load_adapter, load_base
+from peftcli.recipe.document import Document
+from peftcli.recipe.load import LoadedRecipe, validate
+from peftcli.recipe.schema import Model
+from peftcli.train.events import Evaluated, Event, Step, Warned
+from peftcli.train.run import Options, TrainResult, run
+
+CPU = Device("cpu", "float32", "CPU", None)
+Train = Callable[..., TrainResult]
+
+
+def recipe(base: Path, rows: Path, output: Path, **sections: object) -> LoadedRecipe:
+    values: dict[str, object] = {
+        "model": str(base),
+        "method": {"name": "lora", "rank": 4},
+        "data": {"train": str(rows), "eval": 0.2, "max_length": 64},
+        "training": {"max_steps": 4, "batch_size": 8, "learning_rate": 1e-2},
+        "output": str(output),
+    }
+    for name, section in sections.items():
+        old = values.get(name)
+        both = isinstance(old, dict) and isinstance(section, dict) and name != "method"
+        values[name] = {**old, **section} if both else section
+    return validate(Document("test.yaml", values))
+
+
+@pytest.fixture
+def train(base_model: Path, rows: Path, tmp_path: Path) -> Train:
+    def start(
+        options: Options | None = None, events: list[Event] | None = None, **sections: object
+    ) -> TrainResult:
+        loaded = recipe(base_model, rows, tmp_path / "run", **sections)
+        tell = (events if events is not None else []).append
+        return run(loaded, options or Options(), tell)
+
+    return start
+
+
+METHODS = {
+    "lora": {"name": "lora", "rank": 4},
+    "dora": {"name": "lora", "rank": 4, "use_dora": True},
+    "eva": {"name": "lora", "rank": 4, "init": "eva"},
+    "qlora": {"name": "qlora", "rank": 4},
+    "houlsby": {"name": "adapter", "bottleneck_size": 8},
+    "pfeiffer nf4": {"name": "adapter", "placement": "pfeiffer", "quantization": "nf4"},
+    "parallel": {"name": "adapter", "placement": "parallel", "scaling": 4},
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_adapter_method_learns_and_its_folder_loads(
+    train: Train, base_model: Path, method: dict[str, object]
+) -> None:
+    events: list[Event] = []
+    result = train(method=method, training={"max_steps": 8}, events=events)
+    losses = [event.loss for event in events if isinstance(event, Step)]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0]
+    assert result.result.name == "adapter"
+    model = load_adapter(load_base(Model(name=str(base_model)), CPU), result.result)
+    ids = torch.tensor([[1, 4, 20, 21, 22, 6]])
+    with torch.no_grad():
+        tuned = model(ids).logits
+        with model.disable_adapter():
+            base = model(ids).logits
+    assert not torch.equal(tuned, base)
+    manifest = json.loads((result.output / "run.json").read_text())
+    assert manifest["trainable_parameters"] == result.trainable_parameters
+
+
+def test_full_fine_tuning_leaves_a_model(train: Train, base_model: Path) -> None:
+    result = train(method="full", training={"learning_rate": 1e-3})
+    tuned = AutoModelForCausalLM.from_pretrained(result.result)
+    before = load_file(base_model / "model.safetensors")
+    after = dict(tuned.state_dict())
+    assert all(not torch.equal(after[name], before[name]) for name in before)
+    assert tuned.config.use_cache is True
+
+
+def test_the_run_folder_holds_what_the_design_promises(train: Train, base_model: Path) -> None:
+    result = train()
+    names = {path.name for path in result.output.iterdir()}
+    assert {"recipe.yaml", "run.json", "metrics.jsonl", "loss.png", "adapter"} <= names
+    assert not [name for name in names if name.startswith(".staging")]
+    lines = [json.loads(line) for line in (result.output / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    manifest = json.loads((result.output / "run.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["base"]["fingerprint"]["digest"] == fingerprint(base_model).digest
+    assert manifest["data"]["files"][0]["sha256"]
+    assert manifest["plan"]["steps"] == 4
+    tokenizer = AutoTokenizer.from_pretrained(result.result)
+    assert tokenizer.chat_template
+    stops = json.loads((result.result / "generation_config.json").read_text())["eos_token_id"]
+    assert tokenizer.convert_tokens_to_ids("<|end|>") in stops
+    modes = {file.stat().st_mode & 0o777 for file in result.result.iterdir()}
+    assert modes == {0o644}
+    assert not list(result.output.rglob("training_args.bin"))
+
+
+def test_the_best_checkpoint_is_published_and_kept(train: Train) -> None:
+    events: list[Event] = []
+    result = train(
+        events=events,
+        training={"max_steps": 6, "learning_rate": 1.0, "schedule": "constant"},
+        evaluation={"steps": 1},
+    )
+    looks = [event for event in events if isinstance(event, Evaluated)]
+    best = min(looks, key=lambda look: look.loss)
+    assert result.best_step == best.step < 6
+    kept = result.output / "checkpoints" / f"checkpoint-{best.step}"
+    published = load_file(result.result / "adapter_model.safetensors")
+    for name, tensor in load_file(kept / "adapter_model.safetensors").items():
+        assert torch.equal(tensor, published[name])
+    steps = sorted(path.name for path in (result.output / "checkpoints").iterdir())
+    assert steps == sorted({f"checkpoint-{best.step}", "checkpoint-6"})
+
+
+def test_early_stopping_threshold(train: Train) -> None:
+    """An improvement below the threshold is none."""
+    result = train(
+        training={"max_steps": 30, "learning_rate": 1e-5},
+        evaluation={"steps": 1, "early_stopping": 2, "early_stopping_threshold": 1.0},
+    )
+    assert result.steps == 3
+
+
+def test_early_stopping(train: Train) -> None:
+    result = train(
+        training={"max_steps": 30, "learning_rate": 1.0, "schedule": "constant"},
+        evaluation={"steps": 1, "early_stopping": 2},
+    )
+    assert result.steps < 30
+
+
+def test_the_held_out_loss_does_not_depend_on_the_batch_size(train: Train) -> None:
+    losses = []
+    for size in (1, 3, 8):
+        result = train(Options(overwrite=True), evaluation={"batch_size": size, "steps": 4})
+        losses.append(result.best_eval_loss)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_accumulation_does_not_change_the_result(train: Train) -> None:
+    weights = []
+    for micro in (8, 2):
+        result = train(Options(overwrite=True), training={"micro_batch_size": micro})
+        weights.append(load_file(result.result / "adapter_model.safetensors"))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=2e-3, atol=2e-4)
+
+
+def test_the_same_recipe_gives_the_same_bytes(train: Train) -> None:
+    files = []
+    for _ in range(2):
+        result = train(Options(overwrite=True), method={"name": "lora", "dropout": 0.1})
+        files.append((result.result / "adapter_model.safetensors").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_a_second_run_is_refused_with_the_ways_out(train: Train) -> None:
+    train()
+    with pytest.raises(UsageError, match="finished run") as caught:
+        train()
+    assert "--overwrite" in caught.value.hint
+    with pytest.raises(UsageError, match="nothing to resume"):
+        train(Options(resume=True))
+
+
+def test_a_folder_of_somebody_else_is_never_touched(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    with pytest.raises(UsageError, match=r"thesis\.tex"):
+        train(Options(overwrite=True))
+    assert (tmp_path / "run" / "thesis.tex").read_text() == "mine"
+
+
+def test_a_gpu_recipe_without_a_gpu(train: Train) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ResourceError, match="PyTorch sees no GPU"):
+        train(training={"device": "cuda"})
+
+
+def test_numbers_that_blow_up_stop_the_run(train: Train, base_model: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(base_model, broken)
+    model = AutoModelForCausalLM.from_pretrained(base_model)
+    model.model.layers[1].mlp.down_proj.weight.data.mul_(1e30)
+    model.lm_head.weight.data.mul_(1e20)
+    model.save_pretrained(broken)
+    with pytest.raises(NumericalError, match="not finite for 2 steps in a row"):
+        train(
+            model=str(broken),
+            training={"max_steps": 40, "max_nonfinite_steps": 2},
+            evaluation={"steps": 40},
+        )
+    manifest = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert manifest["status"] == "failed"
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_an_unusual_learning_rate_is_told(train: Train) -> None:
+    events: list[Event] = []
+    train(events=events, training={"learning_rate": 5e-3})
+    assert any("outside the usual" in e.text for e in events if isinstance(e, Warned))
+
+
+def test_the_fingerprint_stops_an_adapter_on_another_base(
+    train: Train, base_model: Path, tmp_path: Path
+) -> None:
+    result = train()
+    assert read_fingerprint(result.result) == fingerprint(base_model)
+    check_same_base(result.result, base_model)
+    other = tmp_path / "other"
+    model = AutoModelForCausalLM.from_pretrained(base_model)
+    model.model.layers[0].mlp.up_proj.weight.data.mul_(1.01)
+    model.save_pretrained(other)
+    with pytest.raises(ArtefactError, match="is not the base"):
+        check_same_base(result.result, other)
