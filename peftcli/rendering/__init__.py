@@ -1,0 +1,1 @@
+"""Chat templates: conversations -> text, and which parts of the text are trained on."""
