@@ -87,7 +87,15 @@ def mlp(
 def head(layout: Layout, keys: Keys, sizes: Sizes) -> Linear:
     """The output embedding; it stands outside the layers and is never quantised."""
     width = keys.optional("word_embed_proj_dim") or sizes.hidden
-    return Linear(layout.head, width, sizes.vocab, layout.head_bias, (), "head", quantizable=False)
+    return Linear(
+        layout.head,
+        width,
+        sizes.vocab,
+        switch(keys, layout.head_bias),
+        (),
+        "head",
+        quantizable=False,
+    )
 
 
 def embeddings(keys: Keys, layout: Layout, family: Family, sizes: Sizes) -> list[Tensor]:
@@ -112,6 +120,9 @@ def norms(
     found = [Tensor(f"{name}.weight", shape, where) for name, shape, where in rows]
     if layout.norm_bias:
         found += [Tensor(f"{name}.bias", shape, where) for name, shape, where in rows]
+    found += [
+        Tensor(f"{family.layers}.{{}}.{name}", (1,), layers, "other") for name in layout.scalars
+    ]
     return found + query_norms(keys, layout, family, sizes, layers)
 
 

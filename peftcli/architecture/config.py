@@ -90,7 +90,8 @@ def _decoder(keys: Keys, model_type: str, family_name: str = "") -> Architecture
         return _nemotron(keys, layout)
     layout = adjusted(model_type, keys, layout)
     sizes = read_sizes(keys, layout)
-    family = family_of(family_name or model_type) or OTHER_NAMES.get(model_type, PLAIN_NAMES)
+    names = OTHER_NAMES.get(model_type) or (family_of(family_name or model_type) if known else None)
+    family = names or PLAIN_NAMES
     groups = build(keys, layout, family, sizes)
     found = _architecture(keys, model_type, sizes, groups, layout.tied)
     return found if known else replace(found, exact=False)

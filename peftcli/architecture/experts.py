@@ -8,7 +8,7 @@ from peftcli.architecture.layout import Mixture
 from peftcli.architecture.shapes import Experts, Linear, Tensor
 
 MOST_EXPERTS = 100_000
-ACTIVE = ("num_experts_per_tok", "experts_per_token", "num_experts_per_token")
+ACTIVE = ("num_experts_per_tok", "experts_per_token", "num_experts_per_token", "moe_k")
 
 
 def sparse_layers(keys: Keys, mixture: Mixture | None, layers: int) -> tuple[int, ...]:
@@ -17,8 +17,10 @@ def sparse_layers(keys: Keys, mixture: Mixture | None, layers: int) -> tuple[int
         return ()
     if "moe_layers" in keys.values:
         return tuple(sorted(set(keys.integers("moe_layers", layers - 1))))
-    first = keys.optional("first_k_dense_replace", low=0) or 0
-    step = keys.optional("decoder_sparse_step", "interleave_moe_layer_step") or 1
+    first = keys.optional("first_k_dense_replace", "moe_layer_start_index", low=0) or 0
+    step = (
+        keys.optional("decoder_sparse_step", "interleave_moe_layer_step", "moe_layer_interval") or 1
+    )
     dense = set(keys.integers("mlp_only_layers", layers))
     return tuple(i for i in range(first, layers) if i not in dense and (i + 1) % step == 0)
 
@@ -49,6 +51,8 @@ def mixture_groups(
         linears.append(Linear(router, hidden, count, False, layers, "router", quantizable=False))
         return linears, experts, []
     tensors = [Tensor(f"{router}.weight", (count, hidden), layers, "other")]
+    if mixture.statics:
+        tensors.append(Tensor(f"{block}{mixture.statics}", (1, count), layers, "other"))
     if mixture.bias:
         tensors.append(Tensor(f"{router}.bias", (count,), layers, "other"))
     return linears, experts, tensors

@@ -23,6 +23,7 @@ class Mixture:
     shared_size: tuple[str, ...] = ("moe_intermediate_size",)
     shared_count: str = ""
     shared_gate: str = ""
+    statics: str = ""  # a vector of one number for each expert
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Layout:
     qkv_bias: Switch = ("attention_bias", False)
     output_bias: Switch = ("attention_bias", False)
     mlp_bias: Switch = False
-    head_bias: bool = False
+    head_bias: Switch = False
     gate_in_up: bool = False  # gate and up are one projection
     latent: bool = False  # multi-head latent attention (DeepSeek)
     sinks: bool = False  # a learned attention sink per head (gpt-oss)
@@ -51,6 +52,7 @@ class Layout:
     head_size_keys: tuple[str, ...] = ("head_dim",)
     kv_keys: tuple[str, ...] = ("num_key_value_heads",)  # none: as many as query heads
     kv_heads: int | None = None  # fixed by the family
+    scalars: tuple[str, ...] = ()  # single numbers in each layer
     mixture: Mixture | None = None
     quantizable: bool = True  # bitsandbytes converts nn.Linear and Conv1D, but no subclasses
     intermediate: tuple[str, ...] = ("intermediate_size",)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from peftcli.architecture.gpt_layouts import GPT_LAYOUTS
 from peftcli.architecture.layout import Layout, Mixture
 
 SANDWICH = (
@@ -50,30 +51,6 @@ OLMO2 = Layout(
     query_norm_span="all",
     norms=("post_attention_layernorm", "post_feedforward_layernorm"),
 )
-GPT2 = Layout(
-    qkv_bias=True,
-    output_bias=True,
-    mlp_bias=True,
-    norms=("ln_1", "ln_2"),
-    norm_bias=True,
-    embedding="wte",
-    positions="wpe",
-    final_norm="ln_f",
-    tied=True,
-    head_size_keys=(),
-    kv_keys=(),
-    intermediate=("n_inner",),
-    widening=4,
-)
-BLOOM = replace(
-    GPT2,
-    norms=("input_layernorm", "post_attention_layernorm"),
-    embedding="word_embeddings",
-    embedding_norm="word_embeddings_layernorm",
-    positions="",
-    intermediate=("n_inner",),
-)
-STARCODER2_BIAS = ("use_bias", True)
 GEMMA3_DEFAULTS = {
     "vocab_size": 262_208,
     "hidden_size": 2304,
@@ -85,7 +62,7 @@ GEMMA3_DEFAULTS = {
     "sliding_window": 4096,
 }
 
-LAYOUTS: dict[str, Layout] = {
+LAYOUTS: dict[str, Layout] = GPT_LAYOUTS | {
     "llama": LLAMA,
     "mistral": PLAIN,
     "ministral": PLAIN,
@@ -99,18 +76,6 @@ LAYOUTS: dict[str, Layout] = {
     "gemma2": replace(GEMMA, norms=SANDWICH, defaults={"attn_logit_softcapping": 50.0}),
     # Saved text sections leave out what equals the defaults of the class.
     "gemma3_text": replace(GEMMA, norms=SANDWICH, query_norms=True, defaults=GEMMA3_DEFAULTS),
-    "phi": replace(
-        GPT2,
-        norms=("input_layernorm",),
-        query_norms=("qk_layernorm", False),
-        embedding="embed_tokens",
-        positions="",
-        final_norm="final_layernorm",
-        head_bias=True,
-        tied=False,
-        kv_keys=("num_key_value_heads",),
-        intermediate=("intermediate_size",),
-    ),
     "phi3": replace(PLAIN, gate_in_up=True),
     "granite": LLAMA,
     "granitemoe": Layout(
@@ -126,13 +91,6 @@ LAYOUTS: dict[str, Layout] = {
     ),
     "cohere": COHERE,
     "cohere2": replace(COHERE, query_norms=False),
-    "starcoder2": Layout(
-        qkv_bias=STARCODER2_BIAS,
-        output_bias=STARCODER2_BIAS,
-        mlp_bias=STARCODER2_BIAS,
-        norm_bias=True,
-        tied=True,
-    ),
     "glm": GLM,
     "glm4": replace(GLM, norms=GLM4_NORMS),
     "glm4_moe": Layout(output_bias=False, query_norms=("use_qk_norm", False), mixture=DEEPSEEK_MOE),
@@ -151,61 +109,6 @@ LAYOUTS: dict[str, Layout] = {
         head_size=128,
     ),
     "hunyuan_v1_dense": Layout(query_norms=True),
-    "gpt2": GPT2,
-    "gpt_bigcode": GPT2,
-    "gpt_neo": replace(GPT2, qkv_bias=False, intermediate=("intermediate_size",)),
-    "gptj": replace(
-        GPT2,
-        qkv_bias=False,
-        output_bias=False,
-        head_bias=True,
-        norms=("ln_1",),
-        positions="",
-        tied=False,
-    ),
-    "gpt_neox": replace(
-        BLOOM,
-        qkv_bias=("attention_bias", True),
-        output_bias=("attention_bias", True),
-        embedding="embed_in",
-        embedding_norm="",
-        final_norm="final_layer_norm",
-        tied=False,
-        intermediate=("intermediate_size",),
-        widening=None,
-    ),
-    "bloom": BLOOM,
-    "falcon": replace(
-        BLOOM,
-        qkv_bias=("bias", False),
-        output_bias=("bias", False),
-        mlp_bias=("bias", False),
-        embedding_norm="",
-        kv_keys=("num_kv_heads",),
-        intermediate=("ffn_hidden_size",),
-        quantizable=False,
-    ),
-    "opt": Layout(
-        qkv_bias=("enable_bias", True),
-        output_bias=("enable_bias", True),
-        mlp_bias=("enable_bias", True),
-        norms=("self_attn_layer_norm", "final_layer_norm"),
-        norm_bias=True,
-        positions="embed_positions",
-        position_offset=2,
-        final_norm="final_layer_norm",
-        tied=True,
-        head_size_keys=(),
-        kv_keys=(),
-        intermediate=("ffn_dim",),
-    ),
-    "stablelm": Layout(
-        qkv_bias=("use_qkv_bias", False),
-        output_bias=False,
-        norm_bias=True,
-        query_norms=("qk_layernorm", False),
-        query_norm_span="heads",
-    ),
     "internlm2": Layout(
         qkv_bias=("bias", False),
         output_bias=("bias", False),
@@ -213,6 +116,39 @@ LAYOUTS: dict[str, Layout] = {
         embedding="tok_embeddings",
         head="output",
     ),
+    "helium": replace(LLAMA, head_size=128),
+    "nanochat": Layout(norms=(), final_norm=""),
+    "apertus": Layout(
+        norms=("attention_layernorm", "feedforward_layernorm"),
+        query_norms=True,
+        scalars=("mlp.act_fn.alpha_p", "mlp.act_fn.alpha_n"),
+    ),
+    "phimoe": Layout(
+        norm_bias=True,
+        head_bias=("lm_head_bias", False),
+        mixture=Mixture(router="router", router_linear=True, size=("intermediate_size",)),
+    ),
+    "minimax_m2": Layout(
+        qkv_bias=False,
+        output_bias=False,
+        head_size=128,
+        query_norms=True,
+        query_norm_span="all",
+        mixture=Mixture(size=("intermediate_size",)),
+    ),
+    "ernie4_5_moe": Layout(
+        qkv_bias=("use_bias", False),
+        output_bias=("use_bias", False),
+        mlp_bias=("use_bias", False),
+        tied=True,
+        mixture=Mixture(
+            count=("moe_num_experts", "num_experts"),
+            shared="shared_experts",
+            shared_count="moe_num_shared_experts",
+            statics="gate.moe_statics.e_score_correction_bias",
+        ),
+    ),
+    "deepseek_v2": Layout(latent=True, mixture=DEEPSEEK_MOE),
     "deepseek_v3": Layout(latent=True, mixture=DEEPSEEK_MOE),
     "gpt_oss": Layout(
         sinks=True,

@@ -44,7 +44,9 @@ def read_sizes(keys: Keys, layout: Layout) -> Sizes:
         wide = layout.widening * hidden if layout.widening else keys.integer(*layout.intermediate)
     return Sizes(
         hidden=hidden,
-        layers=keys.integer("num_hidden_layers", "n_layer", "num_layers", high=MOST_LAYERS),
+        layers=keys.integer(
+            "num_hidden_layers", "n_layer", "n_layers", "num_layers", high=MOST_LAYERS
+        ),
         heads=heads,
         kv_heads=kv_heads,
         head_size=head_size,

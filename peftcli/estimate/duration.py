@@ -1,0 +1,127 @@
+"""Seconds and money of a run, from its FLOPs, its memory traffic and the GPU's rates.
+
+The coefficients reproduce steps measured on an H200 (TRL 1.16, Llama-3.1-8B, LoRA and QLoRA) to a
+few percent; on other cards they are an estimate, so the band is wide.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from peftcli.estimate.gpus import Gpu
+from peftcli.estimate.layer import kept_per_token, layer_kinds
+from peftcli.estimate.plan import Plan
+from peftcli.estimate.weights import quantized_elements, weights
+
+ATTENTION_SHARE = 0.63  # of what matrix products attain; 445 of 700 TFLOP/s on an H200
+BANDWIDTH_SHARE = 1.0
+EXPANSION_LIMIT = 853e9  # bytes per second of bitsandbytes' NF4 kernel, on an H200
+LOAD_BYTES_PER_SECOND = 1.0e9
+SETUP_SECONDS = 30.0  # imports, tokenising, the first step's warm-up
+BAND = (0.75, 1.35)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of the rows: mean and longest, and the number of rows."""
+
+    mean: float
+    longest: float
+    rows: int = 10_000
+
+    def computed(self, plan: Plan) -> float:
+        """Tokens of a row as it is computed: padded to the longest of its micro-batch.
+
+        The longest of n rows grows with log n where lengths have an exponential tail.
+        """
+        if not plan.padded or plan.micro_batch == 1 or self.rows < 2:
+            return self.mean
+        share = min(1.0, math.log(plan.micro_batch) / math.log(self.rows))
+        return self.mean + (self.longest - self.mean) * share
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds of a run: low, likely, high; and tokens per second while it trains."""
+
+    seconds: tuple[float, float, float]
+    step_seconds: float
+    tokens_per_second: float
+    """Real tokens, padding not counted."""
+    flops_per_token: float
+    cost_usd: tuple[float, float] | None
+    """Lowest seconds at the lowest price to likely seconds at the highest."""
+
+
+def duration(plan: Plan, gpu: Gpu, steps: int, lengths: Lengths) -> Duration | None:
+    """How long so many optimizer steps take; None for a card whose rates are not known."""
+    if not gpu.tflops:
+        return None
+    step = step_seconds(plan, gpu, lengths)
+    setup = SETUP_SECONDS + weights(plan).base() / LOAD_BYTES_PER_SECOND
+    likely = setup + steps * step
+    low, high = (setup + steps * step * factor for factor in BAND)
+    cost = None
+    if gpu.price_per_hour_usd:
+        cheap, dear = gpu.price_per_hour_usd
+        cost = (low / 3600 * cheap, likely / 3600 * dear)
+    return Duration(
+        seconds=(low, likely, high),
+        step_seconds=step,
+        tokens_per_second=plan.batch * lengths.mean / step,
+        flops_per_token=sum(flops_per_token(plan, lengths.computed(plan))),
+        cost_usd=cost,
+    )
+
+
+def step_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
+    """One optimizer step: its micro-batches, and the update of the trained values."""
+    held = weights(plan)
+    update = 3 * (held.gradients + held.states + held.paged) / (gpu.bandwidth_gb_s * 1e9)
+    return plan.accumulation * micro_batch_seconds(plan, gpu, lengths.computed(plan)) + update
+
+
+def micro_batch_seconds(plan: Plan, gpu: Gpu, tokens_per_row: float) -> float:
+    """Forward and backward pass of one micro-batch of rows of this many tokens."""
+    tokens = plan.micro_batch * tokens_per_row
+    products, attention = flops_per_token(plan, tokens_per_row)
+    rate = gpu.tflops * 1e12 * gpu.attained
+    bandwidth = gpu.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE
+    again = 1.4 if plan.checkpointing else 1.0
+    kinds = layer_kinds(plan.architecture)
+    kept = sum(kind.layers * kept_per_token(plan, kind) for kind in kinds)
+    moved = again * plan.step.traffic * kept / bandwidth
+    elements, _ = quantized_elements(plan)
+    expanded = passes(plan) * 2.5 * elements / min(bandwidth, EXPANSION_LIMIT)
+    launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
+    each = products / rate + attention / (rate * ATTENTION_SHARE) + moved
+    return tokens * each + expanded + launches
+
+
+def passes(plan: Plan) -> int:
+    """Passes over the layers: forward, again with checkpointing, backward."""
+    return 3 if plan.checkpointing else 2
+
+
+def flops_per_token(plan: Plan, tokens_per_row: float) -> tuple[float, float]:
+    """FLOPs of matrix products and of attention that a token costs, recomputation included.
+
+    A frozen weight needs its input's gradient only: two products instead of three.
+    """
+    architecture = plan.architecture
+    linears = [x for x in architecture.linears if x.kind not in ("head", "vision")]
+    body = sum(x.count * x.weights for x in linears)
+    body += sum(e.parameters() // e.count * e.active for e in architecture.experts)
+    head = architecture.vocab_size * architecture.hidden_size
+    factor = 6 if plan.trains_base else 4
+    again = 2 if plan.checkpointing else 0
+    update = 6 * plan.trainable * (0 if plan.trains_base else 1)
+    head_factor = 6 if plan.trains_base or plan.trains_head else 4
+    if plan.loss == "chunked":
+        head_factor += 2  # the logits are computed again in the backward pass
+    products = (factor + again) * body + head_factor * head + update
+    width = architecture.heads * architecture.head_size
+    span = min(tokens_per_row, architecture.sliding_window or tokens_per_row)
+    forward = 2.0 * width * span * architecture.layers
+    return float(products), forward * (4.5 if plan.checkpointing else 3.5)

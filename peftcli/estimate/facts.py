@@ -1,0 +1,117 @@
+"""A recipe -> the plain plan that the formulas work on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from peftcli.architecture.config import Architecture
+from peftcli.architecture.families import family_of
+from peftcli.estimate.gpus import Gpu
+from peftcli.estimate.plan import Attention, Plan
+from peftcli.estimate.step_model import (
+    TRL_BOTTLENECK,
+    TRL_FULL,
+    TRL_FULL_FLOAT32,
+    TRL_LORA,
+    TRL_LORA_DROPOUT,
+    TRL_LORA_FLOAT32,
+    TRL_QLORA,
+    TRL_QLORA_DROPOUT,
+    StepModel,
+)
+from peftcli.methods.adapter import Adapter
+from peftcli.methods.base import Method
+from peftcli.methods.full import Full
+from peftcli.methods.lora import LowRank
+from peftcli.methods.qlora import Qlora
+from peftcli.recipe.schema import Recipe
+
+PACKED: Attention = "flash"  # variable-length attention builds no mask
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def plan_of(
+    recipe: Recipe, architecture: Architecture, gpu: Gpu, *, length: int, packing: bool
+) -> Plan:
+    """The recipe's plan for one row at a time, without checkpointing."""
+    method = recipe.method
+    dtype = recipe.model.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if gpu.has_bfloat16 else "float16"
+    plan = Plan(
+        architecture=architecture,
+        trainable=method.trainable_parameters(architecture),
+        trains_base=isinstance(method, Full),
+        adapter_bytes=4,  # trained values are float32 whatever the base is
+        base_bytes=DTYPE_BYTES[method.weights_dtype(dtype)],
+        optimizer=recipe.optimizer,
+        batch=recipe.training.batch_size,
+        length=length,
+        attention=attention_of(recipe, architecture, length, packing),
+        padded=not packing,
+    )
+    plan = _with_method(plan, method)
+    return replace(plan, step=step_of(plan))
+
+
+def _with_method(plan: Plan, method: Method) -> Plan:
+    architecture = plan.architecture
+    if isinstance(method, LowRank):
+        plan = replace(
+            plan,
+            targets=tuple(method.targets(architecture)),
+            rank=method.rank,
+            dropout=method.dropout > 0,
+            trains_head="lm_head" in method.modules_to_save,
+        )
+    if isinstance(method, Adapter):
+        family = family_of(architecture.model_type)
+        plan = replace(
+            plan,
+            bottleneck=method.size(architecture.hidden_size),
+            sites=len(family.adapter_sites(method.placement)) if family else 0,
+            dropout=method.dropout > 0,
+            trains_head="lm_head" in method.modules_to_save,
+        )
+    if isinstance(method, Qlora | Adapter):
+        plan = replace(
+            plan,
+            quantization=method.quantization,
+            double_quantization=method.double_quantization,
+        )
+    return plan
+
+
+def method_notes(method: Method) -> list[str]:
+    """What the formulas leave out of a method."""
+    if isinstance(method, LowRank) and method.use_dora:
+        return ["DoRA keeps more for its backward pass than plain LoRA, which is not counted"]
+    return []
+
+
+def step_of(plan: Plan) -> StepModel:
+    """The step model of TRL for the method and base of a plan."""
+    if plan.trains_base:
+        return TRL_FULL_FLOAT32 if plan.base_bytes == 4 else TRL_FULL
+    if plan.bottleneck:
+        return TRL_BOTTLENECK
+    if plan.quantization:
+        return TRL_QLORA_DROPOUT if plan.dropout else TRL_QLORA
+    if plan.base_bytes == 4:
+        return TRL_LORA_FLOAT32
+    return TRL_LORA_DROPOUT if plan.dropout else TRL_LORA
+
+
+def attention_of(
+    recipe: Recipe, architecture: Architecture, length: int, packing: bool
+) -> Attention:
+    """The kernel that transformers takes for rows of this length."""
+    wanted = recipe.model.attention
+    if wanted == "eager" or (architecture.attention_softcap and wanted != "flash_attention_2"):
+        return "eager"
+    if wanted == "flash_attention_2":
+        return "flash"
+    window = architecture.sliding_window
+    if window is not None and length > window:
+        return "masked"
+    return PACKED if packing else "flash"

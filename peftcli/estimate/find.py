@@ -1,0 +1,47 @@
+"""A model's architecture by whatever a recipe calls it, without a network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from peftcli.architecture.catalog import find_model, nearest_names
+from peftcli.architecture.config import Architecture, read_architecture
+from peftcli.bundled import bundled
+from peftcli.errors import UsageError
+
+
+def find_architecture(name: str) -> Architecture:
+    """Look for `bundled:NAME`, a folder or config.json, the hub's cache, then the catalog.
+
+    Raises UsageError, with the nearest names, where none of them knows the model.
+    """
+    try:
+        own = bundled(name)
+    except FileNotFoundError as error:
+        raise UsageError(f"model: {error}", "Write one of those.") from None
+    path = own or Path(name).expanduser()
+    if path.exists():
+        return read_architecture(path)
+    cached = cached_config(name)
+    if cached is not None:
+        return read_architecture(cached)
+    known = find_model(name)
+    if known is None:
+        near = ", ".join(nearest_names(name))
+        raise UsageError(
+            f"model: {name!r} is no local folder, not downloaded, and not in the catalog",
+            f"Give the path of its config.json{f', or one of {near}' if near else ''}.",
+        )
+    return known
+
+
+def cached_config(hub_id: str) -> Path | None:
+    """The newest config.json of a hub model that this machine has downloaded."""
+    if hub_id.count("/") != 1:
+        return None
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+    snapshots = hub / f"models--{hub_id.replace('/', '--')}" / "snapshots"
+    found = [path for path in snapshots.glob("*/config.json") if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)

@@ -1,0 +1,65 @@
+"""What an estimate is made from: plain data, without a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from peftcli.architecture.config import Architecture, Linear
+from peftcli.estimate.step_model import TRL_LORA, StepModel
+
+Attention = Literal["flash", "masked", "eager"]
+"""flash: no mask is built; masked: SDPA with a mask; eager: the score matrix in full."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to run a tuning: the base, what is trained, and how much at a time."""
+
+    architecture: Architecture
+    trainable: int
+    targets: tuple[Linear, ...] = ()
+    """Linear modules with a low-rank update; empty for other methods."""
+    rank: int = 0
+    bottleneck: int = 0
+    """Width of bottleneck adapters; 0 without them."""
+    sites: int = 0
+    """Bottleneck adapters in each layer."""
+    trains_base: bool = False
+    trains_head: bool = False
+    dropout: bool = False
+    adapter_bytes: int = 4
+    """Bytes of one trained value and of its gradient."""
+    base_bytes: int = 2
+    """Bytes of a base weight that is not quantised."""
+    quantization: Literal["nf4", "fp4"] | None = None
+    double_quantization: bool = True
+    optimizer: str = "adamw_torch_fused"
+    batch: int = 16
+    """Rows in an optimizer step."""
+    micro_batch: int = 1
+    length: int = 2048
+    """Tokens of a row as it is computed: the longest row, or the packed length."""
+    checkpointing: bool = False
+    attention: Attention = "flash"
+    padded: bool = False
+    """Rows of a micro-batch are padded to the longest, which SDPA needs a mask for."""
+    loss: Literal["chunked", "logits"] = "chunked"
+    """`chunked` never holds all logits; `logits` holds them, as a plain forward pass does."""
+    step: StepModel = TRL_LORA
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one micro-batch."""
+        return self.micro_batch * self.length
+
+    @property
+    def kernel(self) -> Attention:
+        """The attention of this micro-batch."""
+        if self.attention == "flash" and self.padded and self.micro_batch > 1:
+            return "masked"
+        return self.attention
+
+    @property
+    def accumulation(self) -> int:
+        return max(1, self.batch // self.micro_batch)

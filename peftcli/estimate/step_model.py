@@ -1,0 +1,116 @@
+"""What one training step keeps in memory: every coefficient that code or measurement decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """Coefficients of a training step, in bytes per token and element unless said otherwise.
+
+    `kept_*` terms stay from the forward pass to the backward pass of a layer that is not
+    checkpointed. `peak_*` terms are what the backward pass of one layer's feed-forward block adds
+    at its worst point.
+    """
+
+    name: str
+    kept_norm: float = 4.0
+    """Input of each norm on the stream, per hidden element; HF casts it to float32."""
+    kept_query: float = 4.0
+    """Rotated query and attention output, per element of the query projection."""
+    kept_key: float = 4.0
+    """Rotated key, and value, per element of the key projection."""
+    kept_query_norm: float = 4.0
+    """Input of the norms of queries and keys, per element of both projections."""
+    kept_scores: float = 6.0
+    """Eager attention only: float32 softmax and its 16-bit copy, per head and pair of tokens."""
+    peak_scores: float = 16.0
+    """Eager attention only: its backward pass, per head and pair of tokens."""
+    kept_gated: float = 6.0
+    """Gate, up and the activated gate, per intermediate element."""
+    kept_ungated: float = 2.0
+    """Input of the activation where there is no gate, per intermediate element."""
+    kept_input: float = 2.0
+    """Input of an adapted linear, per element, where it is not kept for another reason."""
+    inputs_shared: bool = False
+    """Query, key and value keep one copy of their input, and so do gate and up."""
+    kept_mask: float = 1.0
+    """Dropout mask of an adapted linear, per input element."""
+    kept_rank: float = 2.0
+    """What enters the second low-rank matrix, per unit of rank and adapted linear."""
+    kept_other: float = 0.0
+    """Further bytes per hidden element and layer: inputs of trained norms and base weights."""
+    stream: float = 2.0
+    """A layer's input, which is all that a checkpointed layer keeps, per hidden element."""
+    peak_mlp: float = 6.0
+    peak_hidden: float = 10.0
+    peak_mlp_dequantise: float = 2.0
+    peak_hidden_dequantise: float = 2.0
+    """Beside a dequantised weight, in the backward pass of the up-projections."""
+    dequantised: float = 2.0625
+    """Per element of the largest quantised weight: 16-bit copy and the scales of its blocks."""
+    logits: float = 12.0
+    """Per token and vocabulary entry, where all logits are held."""
+    tile_bytes: float = 256 * 2**20
+    """Largest tile of logits of a chunked loss, in bytes."""
+    tile_tokens: int = 4096
+    loss_hidden: float = 16.0
+    """Gradient of the last hidden state and its copies, per token and hidden element."""
+    head_gradient: float = 6.0
+    """Per element of a trained head."""
+    adapter_copies: float = 2.0
+    """16-bit copies of a float32 adapter that autocast keeps, per value."""
+    base_copies: float = 0.0
+    """16-bit copies of float32 base weights that the backward pass needs, per weight."""
+    traffic: float = 19.0
+    """How often each kept byte is moved in element-wise work: time, not memory."""
+    launch_seconds: float = 0.002
+    """Per layer and pass (forward, again, backward): what the CPU needs to start its kernels."""
+    rotary: float = 4.0
+    """Cosine and sine tables, per token and head element."""
+
+
+# Derived from the sources of transformers 5.23, peft 0.21 and trl 1.16 under bf16 autocast, and
+# checked against measured peaks in tests/estimate/test_memory.py.
+TRL_LORA = StepModel(name="TRL, LoRA in float32 on a 16-bit base")
+TRL_LORA_DROPOUT = replace(TRL_LORA, name=f"{TRL_LORA.name}, with dropout", peak_mlp=10.0)
+TRL_QLORA = replace(
+    TRL_LORA,
+    name="TRL, LoRA on a 4-bit base",
+    inputs_shared=True,
+    peak_mlp=4.0,
+    peak_hidden=2.0,
+    traffic=15.0,
+)
+TRL_QLORA_DROPOUT = replace(
+    TRL_LORA, name=f"{TRL_QLORA.name}, with dropout", peak_mlp=2.0, peak_hidden=10.0
+)
+TRL_BOTTLENECK = replace(
+    TRL_LORA, name="TRL, bottleneck adapters", peak_mlp=6.0, peak_hidden=0.0, kept_other=4.0
+)
+TRL_FULL = replace(
+    TRL_LORA,
+    name="TRL, full fine-tuning in 16 bits",
+    kept_query_norm=6.0,
+    kept_other=8.0,
+    peak_mlp=4.0,
+    peak_hidden=10.0,
+)
+TRL_LORA_FLOAT32 = replace(
+    TRL_LORA,
+    name="TRL, LoRA on a float32 base",
+    kept_query=8.0,
+    kept_key=6.0,
+    stream=4.0,
+    base_copies=2.0,
+)
+TRL_FULL_FLOAT32 = replace(
+    TRL_FULL,
+    name="TRL, full fine-tuning in float32",
+    kept_query=10.0,
+    kept_key=6.0,
+    kept_other=18.0,
+    stream=4.0,
+    base_copies=2.0,
+)

@@ -1,0 +1,97 @@
+"""Step times against steps measured on an H200, and FLOPs counted by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from estimate_plans import full, low_rank, quantized
+
+from peftcli.estimate.duration import (
+    Lengths,
+    duration,
+    flops_per_token,
+    micro_batch_seconds,
+    step_seconds,
+)
+from peftcli.estimate.gpus import find_gpu, unknown_gpu
+from peftcli.estimate.plan import Plan
+
+NAME = "llama-3.1-8b"
+BODY = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+HEAD = 128256 * 4096
+MEASURED: list[tuple[int, Plan]] = [  # tokens per second; torch 2.11, trl 1.16
+    (7725, low_rank(NAME, micro_batch=4, checkpointing=True)),
+    (10956, low_rank(NAME, micro_batch=4)),
+    (9732, low_rank(NAME, length=8192)),
+    (7991, quantized(NAME, micro_batch=4, checkpointing=True)),
+    (11322, quantized(NAME, micro_batch=4)),
+    (4578, quantized(NAME, checkpointing=True)),
+    (5502, quantized(NAME, length=32768, checkpointing=True)),
+]
+
+
+def even(plan: Plan) -> Lengths:
+    return Lengths(mean=plan.length, longest=plan.length)
+
+
+@pytest.mark.parametrize(("rate", "plan"), MEASURED, ids=str)
+def test_equals_steps_measured_on_an_h200(rate: int, plan: Plan) -> None:
+    # The coefficients come from these rows, but for the one of 1 x 8192 tokens.
+    seconds = step_seconds(plan, find_gpu("h200"), even(plan))
+    assert plan.tokens / seconds == pytest.approx(rate, rel=0.03)
+
+
+def test_flops_by_hand() -> None:
+    plan = low_rank(NAME, loss="logits", targets=[])
+    products, attention = flops_per_token(plan, 2048)
+    assert products == 4 * (BODY + HEAD)
+    assert attention == 3.5 * 2 * 4096 * 2048 * 32
+    products, _ = flops_per_token(replace(plan, checkpointing=True), 2048)
+    assert products == 6 * BODY + 4 * HEAD
+    products, _ = flops_per_token(full(NAME, loss="logits"), 2048)
+    assert products == 6 * (BODY + HEAD)
+
+
+def test_only_active_experts_compute() -> None:
+    dense, _ = flops_per_token(low_rank("qwen3-30b-a3b", targets=[], loss="logits"), 1)
+    assert dense == pytest.approx(4 * 3.0e9, rel=0.1)  # "A3B": three billion active
+
+
+def test_a_window_bounds_attention() -> None:
+    _, short = flops_per_token(low_rank("mistral-7b-v0.1"), 4096)
+    _, long = flops_per_token(low_rank("mistral-7b-v0.1"), 32768)
+    assert short == long
+
+
+def test_checkpointing_costs_about_two_fifths() -> None:
+    plan = low_rank(NAME, micro_batch=4)
+    gpu = find_gpu("a100")
+    kept = micro_batch_seconds(plan, gpu, 2048)
+    again = micro_batch_seconds(replace(plan, checkpointing=True), gpu, 2048)
+    assert 1.3 < again / kept < 1.5
+
+
+def test_padding_costs_time_and_is_no_real_token() -> None:
+    plan = replace(low_rank(NAME, micro_batch=8), padded=True, batch=16)
+    uneven = Lengths(mean=300, longest=2048, rows=10_000)
+    assert uneven.computed(plan) > 600
+    assert uneven.computed(replace(plan, micro_batch=1)) == 300
+    assert uneven.computed(replace(plan, padded=False)) == 300
+    found = duration(plan, find_gpu("h100"), 10, uneven)
+    assert found is not None
+    assert found.tokens_per_second == pytest.approx(16 * 300 / found.step_seconds)
+
+
+def test_cost_follows_the_price() -> None:
+    plan = quantized(NAME)
+    found = duration(plan, find_gpu("h100"), 1000, even(plan))
+    assert found is not None
+    assert found.cost_usd is not None
+    low, likely, high = found.seconds
+    assert low < likely < high
+    assert found.cost_usd == pytest.approx((low / 3600 * 2.60, likely / 3600 * 4.29))
+
+
+def test_nothing_is_said_about_an_unknown_card() -> None:
+    assert duration(quantized(NAME), unknown_gpu(24), 10, Lengths(100, 100)) is None

@@ -1,0 +1,136 @@
+"""The fastest setting that fits, and what to change when none does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from estimate_plans import full, low_rank, quantized
+
+from peftcli.estimate.duration import Lengths
+from peftcli.estimate.fit import (
+    candidates,
+    changes,
+    choose,
+    gpus_that_fit,
+    need,
+    smallest,
+    verdict,
+)
+from peftcli.estimate.gpus import GIB, find_gpu, unknown_gpu
+from peftcli.estimate.memory import training_peak
+
+NAME = "llama-3.1-8b"
+
+
+def test_a_large_card_needs_no_checkpointing() -> None:
+    plan = choose(candidates(low_rank(NAME, batch=16)), find_gpu("h200"))
+    assert plan is not None
+    assert not plan.checkpointing
+    assert plan.micro_batch >= 4
+
+
+def test_the_fastest_that_fits_is_chosen() -> None:
+    gpu = find_gpu("4090")
+    plans = candidates(quantized(NAME, batch=8))
+    chosen = choose(plans, gpu)
+    assert chosen is not None
+    assert verdict(chosen, gpu) == "fits"
+    roomy = choose(plans, find_gpu("h200"))
+    assert roomy is not None
+    assert not roomy.checkpointing
+
+
+def test_memory_taken_by_others_counts() -> None:
+    gpu, plans = find_gpu("24GB"), candidates(quantized(NAME, batch=4))
+    alone = choose(plans, gpu)
+    shared = choose(plans, gpu, reserved=14 * GIB)
+    assert alone is not None
+    assert shared is not None
+    assert training_peak(shared).size < training_peak(alone).size
+    assert choose(plans, gpu, reserved=20 * GIB) is None
+
+
+def test_fixed_values_stay() -> None:
+    plans = candidates(quantized(NAME, batch=8), micro_batch=2, checkpointing=True)
+    assert [(plan.micro_batch, plan.checkpointing) for plan in plans] == [(2, True)]
+
+
+def test_micro_batches_divide_the_batch() -> None:
+    assert {plan.micro_batch for plan in candidates(quantized(NAME, batch=12))} == {
+        1,
+        2,
+        3,
+        4,
+        6,
+        12,
+    }
+
+
+def test_padding_makes_small_micro_batches_attractive() -> None:
+    plan = replace(low_rank("llama-3.2-1b", batch=64, length=4096), padded=True)
+    plans = candidates(plan, checkpointing=False)
+    gpu = find_gpu("h200")
+    even = choose(plans, gpu, lengths=Lengths(4096, 4096))
+    uneven = choose(plans, gpu, lengths=Lengths(200, 4096, rows=1000))
+    assert even is not None
+    assert uneven is not None
+    assert uneven.micro_batch <= even.micro_batch
+
+
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "gpt2"])
+def test_unchecked_families_get_a_wide_band(name: str) -> None:
+    low, likely, high = need(low_rank(name), find_gpu("h100")).allocated
+    assert low < 0.9 * likely
+    assert high > 1.15 * likely
+
+
+def test_changes_say_what_they_save_and_whether_they_suffice() -> None:
+    gpu = find_gpu("24GB")
+    plan = smallest(candidates(full(NAME, batch=16)))
+    offers = changes(plan, gpu)
+    assert verdict(plan, gpu) == "does not fit"
+    assert offers[0].line == "method: lora"
+    for offer in offers:
+        saved = training_peak(plan).size - training_peak(offer.plan).size
+        assert offer.saves == saved > 0
+        assert offer.fits == (verdict(offer.plan, gpu) == "fits")
+
+
+def test_a_16_bit_base_that_is_too_large_goes_to_four_bits() -> None:
+    gpu = find_gpu("16GB")
+    offers = changes(smallest(candidates(low_rank(NAME, batch=16))), gpu)
+    assert offers[0].line == "method.name: qlora"
+    assert offers[0].fits
+
+
+def test_rows_are_cut_to_the_longest_that_fits() -> None:
+    gpu = find_gpu("24GB")
+    plan = quantized(NAME, length=131_072, checkpointing=True)
+    offer = next(x for x in changes(plan, gpu) if x.line.startswith("data.max_length"))
+    assert offer.fits
+    assert verdict(replace(plan, length=offer.plan.length + 128), gpu) != "fits"
+
+
+def test_a_micro_batch_set_by_hand_is_lowered_first() -> None:
+    plan = low_rank(NAME, micro_batch=8, batch=8, checkpointing=True)
+    offers = changes(plan, find_gpu("24GB"))
+    assert offers[0].line == "training.micro_batch_size: 1"
+    assert offers[0].fits
+
+
+def test_nothing_helps_a_model_that_is_far_too_large() -> None:
+    plan = quantized("llama-3.1-405b", checkpointing=True)
+    assert not any(offer.fits for offer in changes(plan, find_gpu("24GB")))
+    assert gpus_that_fit(plan) == []
+
+
+def test_cheapest_cards_first() -> None:
+    names = [gpu.name for gpu in gpus_that_fit(low_rank(NAME, checkpointing=True))]
+    assert names[0] == "RTX 3090"
+    assert "T4" not in names
+    assert "RTX 3060" not in names
+
+
+def test_a_card_known_by_memory_alone_can_choose() -> None:
+    assert choose(candidates(quantized(NAME, batch=4)), unknown_gpu(24)) is not None
