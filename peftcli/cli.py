@@ -87,10 +87,15 @@ def train(
     """Tune a model as the recipe says."""
     from peftcli import report
     from peftcli.data.sources import check_exist
+    from peftcli.estimate.find import known_architecture
+    from peftcli.recipe.checks import check_architecture
     from peftcli.recipe.load import load_recipe
 
     loaded = load_recipe(recipe, overrides)
     check_exist(loaded.recipe.data.paths(), Path.cwd())
+    architecture = known_architecture(loaded.recipe.model.name)
+    if architecture is not None:
+        check_architecture(loaded, architecture)
     from peftcli.train.dry_run import dry_run as preview
     from peftcli.train.run import Options, run
 

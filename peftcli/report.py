@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftcli.train.events import Evaluated, Event, Listener, Saved, Step, Warned
+from peftcli.events import Evaluated, Event, Listener, Saved, Step, Warned
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -26,7 +26,7 @@ from peftcli.methods.lora import LowRank
 from peftcli.methods.qlora import Qlora
 from peftcli.recipe.schema import Recipe
 
-PACKED: Attention = "flash"  # variable-length attention builds no mask
+PACKED: Attention = "masked"  # rows of a sequence are kept apart by a block-diagonal mask
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 

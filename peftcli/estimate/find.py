@@ -36,6 +36,14 @@ def find_architecture(name: str) -> Architecture:
     return known
 
 
+def known_architecture(name: str) -> Architecture | None:
+    """The same, or None where the model would have to be looked up on the hub."""
+    try:
+        return find_architecture(name)
+    except UsageError:
+        return None
+
+
 def cached_config(hub_id: str) -> Path | None:
     """The newest config.json of a hub model that this machine has downloaded."""
     if hub_id.count("/") != 1:

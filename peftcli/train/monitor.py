@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peftcli.train.events import Evaluated, Listener, Note, Saved, Step
+from peftcli.events import Evaluated, Listener, Note, Saved, Step
 
 GIB = 2**30
 
@@ -38,6 +38,8 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         self.eval_losses: list[tuple[int, float]] = []
         self._stream: TextIO | None = None
         self._started = 0.0
+        self._step_began = 0.0
+        self._in_steps = 0.0
         self._first_step = 0
 
     def on_train_begin(
@@ -57,6 +59,15 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         self._started = time.perf_counter()
         self._first_step = state.global_step
 
+    def on_step_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        self._step_began = time.perf_counter()
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -68,6 +79,8 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         if logs is None or "loss" not in logs:
             return
         seconds = self.seconds()
+        # The loss was just read, so the GPU is done; evaluations and checkpoints do not count.
+        self._in_steps += time.perf_counter() - self._step_began
         done = max(1, state.global_step - self._first_step)
         step = Step(
             step=state.global_step,
@@ -140,8 +153,8 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         return time.perf_counter() - self._started
 
     def tokens_per_second(self, step: int) -> float:
-        """Mean rate of this process up to `step`."""
-        return self.tokens_per_step * max(1, step - self._first_step) / self.seconds()
+        """Mean rate of this process up to `step`, without evaluations and checkpoints."""
+        return self.tokens_per_step * max(1, step - self._first_step) / (self._in_steps or 1.0)
 
     def close(self) -> None:
         """Finish metrics.jsonl."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from peftcli.estimate.result import Estimate
 from peftcli.recipe.schema import Recipe
 
 EVALUATIONS = 10
+FEWEST_STEPS = 20  # between evaluations: each also writes a checkpoint
 CPU_TOKENS = 4096  # beyond this many tokens a batch no longer gets faster on a CPU
 
 
@@ -27,31 +29,64 @@ class Plan:
     """One sentence for each value that `auto` decided."""
 
 
-def decide(
-    recipe: Recipe, *, rows: int, longest: int, plain_text: bool, on_gpu: bool, has_eval: bool
-) -> Plan:
-    """The plan for `rows` training sequences, the longest of `longest` tokens."""
-    reasons: list[str] = []
-    micro = _micro_batch(recipe, longest, on_gpu, reasons)
+def decide(recipe: Recipe, *, rows: int, has_eval: bool, packing: bool, load: Load) -> Plan:
+    """The plan for `rows` training sequences; `load` is what the device was found to bear."""
     steps = count_steps(recipe, rows)
     eval_steps = _eval_steps(recipe, steps) if has_eval else None
     return Plan(
-        micro_batch_size=micro,
-        accumulation=recipe.training.batch_size // micro,
-        checkpointing=_checkpointing(recipe, on_gpu, reasons),
-        packing=decide_packing(recipe, plain_text),
+        micro_batch_size=load.micro_batch_size,
+        accumulation=recipe.training.batch_size // load.micro_batch_size,
+        checkpointing=load.checkpointing,
+        packing=packing,
         steps=steps,
         warmup_steps=_warmup(recipe.training.warmup, steps),
         eval_steps=eval_steps,
         save_steps=_save_steps(recipe, steps, eval_steps),
-        reasons=tuple(reasons),
+        reasons=load.reasons,
     )
 
 
-def decide_packing(recipe: Recipe, plain_text: bool) -> bool:
-    """Whether several rows share a sequence; `auto` packs plain text."""
-    packing = recipe.training.packing
-    return plain_text if packing == "auto" else packing
+@dataclass(frozen=True)
+class Load:
+    """How much the device gets at a time, and why."""
+
+    micro_batch_size: int
+    checkpointing: bool
+    reasons: tuple[str, ...]
+
+
+def cpu_load(recipe: Recipe, longest: int) -> Load:
+    """On a CPU memory is not short, and larger batches stop paying early."""
+    training = recipe.training
+    reasons = []
+    if training.micro_batch_size != "auto":
+        micro = training.micro_batch_size
+    else:
+        divisors = [d for d in range(1, training.batch_size + 1) if training.batch_size % d == 0]
+        micro = max([d for d in divisors if d * longest <= CPU_TOKENS], default=1)
+        reasons.append(
+            f"micro_batch_size {micro}: rows of up to {longest:,} tokens, about {CPU_TOKENS:,} "
+            "tokens a forward pass on a CPU"
+        )
+    if training.checkpointing == "auto":
+        reasons.append("checkpointing none: memory is not short on a CPU")
+    return Load(micro, training.checkpointing == "full", tuple(reasons))
+
+
+def gpu_load(recipe: Recipe, estimate: Estimate) -> Load:
+    """The fastest setting that the estimate says fits the card."""
+    settings, memory = estimate.settings, estimate.memory
+    reasons = []
+    for key, chosen, wanted in (
+        ("micro_batch_size", settings.micro_batch_size, recipe.training.micro_batch_size),
+        ("checkpointing", settings.checkpointing, recipe.training.checkpointing),
+    ):
+        if wanted == "auto":
+            reasons.append(
+                f"{key} {chosen}: the fastest that fits {memory.available_gib:.0f} GiB, "
+                f"estimated peak {memory.likely_gib:.1f} GiB"
+            )
+    return Load(settings.micro_batch_size, settings.checkpointing == "full", tuple(reasons))
 
 
 def count_steps(recipe: Recipe, rows: int) -> int:
@@ -65,45 +100,18 @@ def count_steps(recipe: Recipe, rows: int) -> int:
 def _eval_steps(recipe: Recipe, steps: int) -> int:
     if recipe.evaluation.steps is not None:
         return min(recipe.evaluation.steps, steps)
-    every = max(1, steps // EVALUATIONS)
+    every = max(steps // EVALUATIONS, min(steps, FEWEST_STEPS))
     saves = recipe.training.save_steps
     if saves is None:
         return every
-    return max(d for d in range(1, saves + 1) if saves % d == 0 and d <= max(every, 1))
+    return max(d for d in range(1, saves + 1) if saves % d == 0 and d <= every)
 
 
 def _save_steps(recipe: Recipe, steps: int, eval_steps: int | None) -> int:
     """A multiple of `eval_steps`, so that the best evaluation has its checkpoint."""
-    wanted = recipe.training.save_steps or eval_steps or max(1, steps // EVALUATIONS)
+    wanted = recipe.training.save_steps or eval_steps or max(steps // EVALUATIONS, FEWEST_STEPS)
     return eval_steps if eval_steps and wanted % eval_steps else wanted
 
 
 def _warmup(warmup: float, steps: int) -> int:
     return math.ceil(warmup * steps) if warmup < 1 else int(warmup)
-
-
-def _micro_batch(recipe: Recipe, longest: int, on_gpu: bool, reasons: list[str]) -> int:
-    training = recipe.training
-    if training.micro_batch_size != "auto":
-        return training.micro_batch_size
-    budget = 8192 if on_gpu else CPU_TOKENS
-    divisors = [d for d in range(1, training.batch_size + 1) if training.batch_size % d == 0]
-    micro = max([d for d in divisors if d * longest <= budget], default=1)
-    where = "on a GPU" if on_gpu else "on a CPU"
-    reasons.append(
-        f"micro_batch_size {micro}: rows of up to {longest:,} tokens, about {budget:,} tokens "
-        f"a forward pass {where}"
-    )
-    return micro
-
-
-def _checkpointing(recipe: Recipe, on_gpu: bool, reasons: list[str]) -> bool:
-    wanted = recipe.training.checkpointing
-    if wanted != "auto":
-        return wanted == "full"
-    reasons.append(
-        "checkpointing full: activations are recomputed to save GPU memory"
-        if on_gpu
-        else "checkpointing none: memory is not short on a CPU"
-    )
-    return on_gpu

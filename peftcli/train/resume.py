@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from peftcli.errors import UsageError
+from peftcli.events import Listener, Warned
 from peftcli.recipe.document import dotted
 from peftcli.recipe.load import leaves
 from peftcli.run_dir import RunDir
-from peftcli.train.events import Listener, Warned
 
 # Where the result lies does not change it.
 FREE_KEYS = {("output",), ("training", "report_to"), ("training", "keep_checkpoints")}

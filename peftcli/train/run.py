@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from peftcli.errors import InterruptedRun, NumericalError, ResourceError, UsageError
+from peftcli.events import Listener, Note, Warned
 from peftcli.fingerprint import FILE_NAME, Fingerprint, fingerprint
 from peftcli.models import base_folder, go_offline, load_base, wrap
 from peftcli.recipe.load import LoadedRecipe, recipe_text
@@ -32,7 +33,6 @@ from peftcli.train import checkpoints, resume
 from peftcli.train.card import model_card
 from peftcli.train.collator import Collator
 from peftcli.train.config import sft_config
-from peftcli.train.events import Listener, Note, Warned
 from peftcli.train.manifest import describe
 from peftcli.train.monitor import Interruption, Monitor, peak_memory_gib
 from peftcli.train.plot import plot_losses
@@ -86,6 +86,7 @@ def run(loaded: LoadedRecipe, options: Options, tell: Listener) -> TrainResult:
         for text in recipe.warnings():
             tell(Warned(text))
         setting = settle(loaded)
+        refuse_what_cannot_fit(setting, options, tell)
         return _train(recipe, setting, folder, options, interruption, tell)
 
 
@@ -230,6 +231,23 @@ def publish(
 def count_trained(model: torch.nn.Module) -> int:
     """How many values the optimizer will change."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def refuse_what_cannot_fit(setting: Setting, options: Options, tell: Listener) -> None:
+    """Raise ResourceError before the weights load when the estimate leaves no hope."""
+    estimate = setting.estimate
+    if estimate is None or estimate.verdict != "does not fit":
+        return
+    memory = estimate.memory
+    text = (
+        f"this run needs about {memory.needed_gib:.1f} GiB and {setting.device.name} has "
+        f"{memory.available_gib:.1f} GiB free"
+    )
+    if options.force:
+        tell(Warned(f"--force: {text}"))
+        return
+    ways = "; ".join(f"{x.line} (saves {x.saves_gib:.1f} GiB)" for x in estimate.changes)
+    raise ResourceError(text, f"write one of: {ways}; --force tries anyway")
 
 
 def out_of_memory(setting: Setting) -> ResourceError:

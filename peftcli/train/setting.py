@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 from trl import pack_dataset
@@ -12,12 +13,17 @@ from trl import pack_dataset
 from peftcli.architecture.config import architecture_from
 from peftcli.architecture.shapes import Architecture
 from peftcli.dataset import Prepared, prepare
+from peftcli.estimate.gpus import GIB, device_gpu
+from peftcli.estimate.result import Estimate, Rows
+from peftcli.estimate.run import packs
+from peftcli.estimate.run import run as estimate_run
 from peftcli.models import Device, choose_device, load_config, load_tokenizer
 from peftcli.preparing.work import Progress
 from peftcli.recipe.checks import check_architecture, longest_row
 from peftcli.recipe.load import LoadedRecipe
+from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import cache_folder
-from peftcli.train.plan import Plan, decide, decide_packing
+from peftcli.train.plan import Plan, cpu_load, decide, gpu_load
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class Setting:
     train: Dataset
     eval: Dataset | None
     plan: Plan
+    estimate: Estimate | None
+    """What the run needs of this GPU; None without one."""
     trainable: int
 
 
@@ -50,21 +58,23 @@ def settle(loaded: LoadedRecipe, progress: Progress | None = None) -> Setting:
         seed=recipe.seed,
         progress=progress,
     )
-    train, evaluation = prepared.train, prepared.eval
-    plain_text = all(file.format == "text" for file in prepared.report.files)
-    packing = decide_packing(recipe, plain_text)
-    longest = prepared.report.train.length_max
+    report = prepared.report
+    if all(file.format == "text" for file in report.files):
+        data = data.model_copy(update={"format": "text"})
+    seen = recipe.model_copy(update={"data": data})
+    train, evaluation, packing = prepared.train, prepared.eval, packs(seen)
+    rows = Rows(len(train), report.train.length_max, report.train.tokens / report.train.kept)
     if packing:
         train = pack(train, data.max_length)
         evaluation = pack(evaluation, data.max_length) if evaluation is not None else None
-        longest = data.max_length
+        rows = Rows(len(train), data.max_length, float(data.max_length))
+    estimate = on_this_gpu(seen, device, architecture, rows) if device.kind == "cuda" else None
     plan = decide(
         recipe,
         rows=len(train),
-        longest=longest,
-        plain_text=plain_text,
-        on_gpu=device.kind == "cuda",
         has_eval=evaluation is not None,
+        packing=packing,
+        load=gpu_load(recipe, estimate) if estimate else cpu_load(recipe, rows.longest or 1),
     )
     return Setting(
         architecture=architecture,
@@ -74,8 +84,17 @@ def settle(loaded: LoadedRecipe, progress: Progress | None = None) -> Setting:
         train=train,
         eval=evaluation,
         plan=plan,
+        estimate=estimate,
         trainable=recipe.method.trainable_parameters(architecture),
     )
+
+
+def on_this_gpu(recipe: Recipe, device: Device, architecture: Architecture, rows: Rows) -> Estimate:
+    """The estimate for this card, with what others hold on it now."""
+    free, total = torch.cuda.mem_get_info(0)
+    gpu = device_gpu(device.name, total / GIB)
+    held = max(0.0, total - free - gpu.context) / GIB
+    return estimate_run(recipe, gpu, rows=rows, architecture=architecture, reserved_gib=held)
 
 
 def pack(rows: Dataset, length: int) -> Dataset:

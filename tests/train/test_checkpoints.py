@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from peftcli.errors import ArtefactError, UsageError
+from peftcli.events import Event, Warned
 from peftcli.recipe.document import Document
 from peftcli.recipe.load import LoadedRecipe, validate
 from peftcli.train import checkpoints
-from peftcli.train.events import Event, Warned
 from peftcli.train.run import Options, TrainResult, run
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from peftcli.architecture.config import architecture_from
 from peftcli.dataset import prepare
+from peftcli.estimate.run import packs
 from peftcli.methods import METHODS
 from peftcli.models import Device, load_tokenizer
 from peftcli.recipe.document import Document
@@ -20,7 +21,7 @@ from peftcli.recipe.load import validate
 from peftcli.recipe.schema import SECTIONS, Recipe
 from peftcli.run_dir import RunDir
 from peftcli.train.config import sft_config
-from peftcli.train.plan import decide
+from peftcli.train.plan import cpu_load, decide
 
 CPU = Device("cpu", "float32", "CPU", None)
 
@@ -128,7 +129,8 @@ def told(folder: Path, **sections: Any) -> str:
     """Everything that TRL and the plan are told by the rest of the recipe."""
     values: dict[str, Any] = {"model": "m", "method": "lora", "data": {"train": "x"}}
     recipe = validate(Document("t", {**values, "output": "o", **sections})).recipe
-    plan = decide(recipe, rows=100, longest=50, plain_text=False, on_gpu=False, has_eval=True)
+    load = cpu_load(recipe, longest=50)
+    plan = decide(recipe, rows=100, has_eval=True, packing=packs(recipe), load=load)
     config = sft_config(recipe, plan, CPU, RunDir(folder)).to_dict()
     return json.dumps([config, asdict(plan)], default=str, sort_keys=True)
 

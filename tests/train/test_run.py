@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peftcli.errors import ArtefactError, NumericalError, ResourceError, UsageError
+from peftcli.events import Evaluated, Event, Step, Warned
 from peftcli.fingerprint import check_same_base, fingerprint, read_fingerprint
 from peftcli.models import Device, load_adapter, load_base
 from peftcli.recipe.document import Document
 from peftcli.recipe.load import LoadedRecipe, validate
 from peftcli.recipe.schema import Model
-from peftcli.train.events import Evaluated, Event, Step, Warned
 from peftcli.train.run import Options, TrainResult, run
 
 CPU = Device("cpu", "float32", "CPU", None)

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on; `report.py` shows it, nothing in `train/` prints."""
+"""What a run tells while it goes on; `report.py` shows it, nothing else prints."""
 
 from __future__ import annotations
 

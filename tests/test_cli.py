@@ -1,0 +1,109 @@
+"""The program as a user meets it: real processes, real exit codes, messages on one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def peftcli(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "peftcli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def recipe(folder: Path, base: Path, rows: Path, more: str = "") -> Path:
+    file = folder / "r.yaml"
+    file.write_text(
+        f"model: {base}\nmethod: {{name: lora, rank: 4}}\n"
+        f"data: {{train: {rows}, eval: 20%}}\ntraining: {{max_steps: 3, batch_size: 8}}\n"
+        f"output: {folder / 'run'}\n{more}"
+    )
+    return file
+
+
+def test_a_run_in_plain_lines_and_as_json(base_model: Path, rows: Path, tmp_path: Path) -> None:
+    file = recipe(tmp_path, base_model, rows)
+    first = peftcli("train", str(file))
+    assert first.returncode == 0, first.stderr
+    assert "step 1/3" in first.stdout
+    assert "held out after step 3" in first.stdout
+    assert f"{tmp_path / 'run'}/adapter" in first.stdout
+    second = peftcli("train", str(file), "--overwrite", "--json")
+    assert second.returncode == 0, second.stderr
+    events = [json.loads(line) for line in second.stdout.splitlines()]
+    assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, 3]
+    assert events[-1]["event"] == "result"
+    quiet = peftcli("train", str(file), "--overwrite", "--quiet")
+    assert (quiet.returncode, quiet.stdout) == (0, "")
+
+
+def test_the_dry_run_shows_rows_labels_and_plan_and_writes_nothing(
+    base_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    file = recipe(tmp_path, base_model, rows)
+    done = peftcli("train", str(file), "--dry-run", "--set", "method.rank=2")
+    assert done.returncode == 0, done.stderr
+    assert "method.rank: 2  # --set method.rank=2" in done.stdout
+    assert "training.learning_rate: 0.0002  # default of lora" in done.stdout
+    assert f"# {file}:1:1" in done.stdout
+    assert "messages rows" in done.stdout
+    assert "<|user|>twice" in done.stdout
+    assert "<|end|><<<" in done.stdout  # the token that ends a turn is trained
+    assert "micro_batch_size 8" in done.stdout
+    assert not (tmp_path / "run").exists()
+    report = json.loads(peftcli("train", str(file), "--dry-run", "--json").stdout)
+    assert report["report"]["train"]["kept"] == 32
+    assert report["trainable_parameters"] == 2 * 4 * (128 + 96 + 96 + 128 + 3 * 160)
+
+
+ERRORS = [
+    (["train", "absent.yaml"], 2, "error: absent.yaml: no such recipe"),
+    (["train"], 2, "Missing argument"),
+    (["nonsense"], 2, "No such command"),
+    (["recipes", "show", "qwen3-8b/qlra"], 2, "recipes: no recipe is called qwen3-8b/qlra"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), ERRORS)
+def test_errors_are_one_message_with_an_exit_code(
+    arguments: list[str], code: int, message: str, tmp_path: Path
+) -> None:
+    done = peftcli(*arguments, cwd=tmp_path)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_is_not_there(rows: Path, tmp_path: Path) -> None:
+    file = recipe(tmp_path, tmp_path / "modell", rows)
+    (tmp_path / "model").mkdir()
+    done = peftcli("train", str(file))
+    assert done.returncode == 2
+    assert "did you mean" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_bad_rows_are_named_by_file_and_line(base_model: Path, rows: Path, tmp_path: Path) -> None:
+    rows.write_text(rows.read_text() + '{"messages": [}\n{"messages": []}\n')
+    done = peftcli("train", str(recipe(tmp_path, base_model, rows)))
+    assert done.returncode == 2
+    assert f"{rows}:41:" in done.stderr
+    assert f"{rows}:42:" in done.stderr
+    assert "data.bad_rows: skip" in done.stderr
+    assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_rank_above_the_layer_is_refused_with_its_line(
+    base_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    done = peftcli("train", str(recipe(tmp_path, base_model, rows)), "--set", "method.rank=64")
+    assert done.returncode == 2
+    assert "--set method.rank=64: method.rank: 64 is above 32" in done.stderr
+
+
+def test_version() -> None:
+    assert peftcli("--version").stdout.startswith("peftcli 0.")
