@@ -33,6 +33,7 @@ from peftcli.train import checkpoints, resume
 from peftcli.train.card import model_card
 from peftcli.train.collator import Collator
 from peftcli.train.config import sft_config
+from peftcli.train.hub import check_upload, upload
 from peftcli.train.manifest import describe
 from peftcli.train.monitor import Interruption, Monitor, peak_memory_gib
 from peftcli.train.plot import plot_losses
@@ -79,6 +80,8 @@ def run(loaded: LoadedRecipe, options: Options, tell: Listener) -> TrainResult:
     quiet_libraries()
     if options.offline:
         go_offline()
+    if options.push_to_hub:
+        check_upload(options.push_to_hub)
     with locked(folder), ExitStack() as stack:
         interruption = stack.enter_context(Interruption(tell))
         if options.overwrite:
@@ -87,7 +90,10 @@ def run(loaded: LoadedRecipe, options: Options, tell: Listener) -> TrainResult:
             tell(Warned(text))
         setting = settle(loaded)
         refuse_what_cannot_fit(setting, options, tell)
-        return _train(recipe, setting, folder, options, interruption, tell)
+        result = _train(recipe, setting, folder, options, interruption, tell)
+    if options.push_to_hub:
+        tell(Note(f"uploaded to {upload(result.result, options.push_to_hub)}"))
+    return result
 
 
 def _train(
