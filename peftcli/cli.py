@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from peftcli import __version__
-from peftcli.errors import ExitCode, PeftcliError
+from peftcli.errors import ExitCode, PeftcliError, UsageError
 
 
 class _Group(TyperGroup):
@@ -108,6 +108,36 @@ def train(
     with report.training(quiet=quiet, as_json=as_json) as tell:
         result = run(loaded, options, tell)
     report.show_training(result, quiet=quiet, as_json=as_json)
+
+
+@app.command()
+def estimate(
+    overrides: Overrides,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A YAML recipe.", show_default=False)
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="A GPU by name or memory: rtx-4090, h100, 24GB.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model instead of a recipe, for instance llama-3.1-8b.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="The method, together with --model.")] = "qlora",
+    compare: Annotated[bool, typer.Option("--compare", help="Every method side by side.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show each part's formula.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell memory, time and cost of a run before it starts. Reads no weights."""
+    from peftcli.estimate.command import estimate_recipe, of_model
+
+    loaded = of_model(model, method, overrides) if model else None
+    if loaded is None:
+        if recipe is None:
+            raise UsageError("estimate: no recipe", "name a YAML file, or --model NAME")
+        from peftcli.recipe.load import load_recipe
+
+        loaded = load_recipe(recipe, overrides)
+    estimate_recipe(loaded, gpu=gpu, compare=compare, explain=explain, as_json=as_json)
 
 
 @app.command()

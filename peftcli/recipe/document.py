@@ -95,6 +95,31 @@ def read_scalar(text: str) -> Any:
     return read_document(f"value: {text}", "--set").values["value"]
 
 
+def override(document: Document, text: str) -> None:
+    """Put one `key.key=value` into the document; raises RecipeError when it is none."""
+    key, equals, value = text.partition("=")
+    keys = key.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(
+            f"--set {text}: not KEY=VALUE", "for instance --set training.learning_rate=1e-4"
+        )
+    section = document.values
+    for depth, part in enumerate(keys[:-1]):
+        inner = section.setdefault(part, {})
+        if isinstance(inner, str):  # `method: lora` and `model: ID` stand for their name
+            inner = section[part] = {"name": inner}
+        if not isinstance(inner, dict):
+            raise RecipeError(
+                f"--set {text}: `{dotted(tuple(keys[: depth + 1]))}` is not a section"
+            )
+        section = inner
+    section[keys[-1]] = read_scalar(value)
+    path: Path = tuple(keys)
+    for known in [place for place in document.places if place[: len(path)] == path]:
+        del document.places[known]
+    document.places[path] = f"--set {text}"
+
+
 def _refuse_tags(text: str, name: str) -> None:
     documents = 0
     for event in yaml.parse(text, Loader=_Loader):

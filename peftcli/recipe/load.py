@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from peftcli.errors import RecipeError
-from peftcli.recipe.document import Document, Path, dotted, read_document, read_scalar
+from peftcli.recipe.document import Document, Path, override, read_document
 from peftcli.recipe.problems import problem_lines
 from peftcli.recipe.schema import Recipe
 
@@ -42,8 +42,8 @@ def load_recipe(path: FilePath, overrides: Sequence[str] = ()) -> LoadedRecipe:
     Raises RecipeError whose message holds one line for each problem.
     """
     document = read_document(_text(path), str(path))
-    for override in overrides:
-        _override(document, override)
+    for text in overrides:
+        override(document, text)
     return validate(document)
 
 
@@ -105,27 +105,3 @@ def _text(path: FilePath) -> str:
         raise RecipeError(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _override(document: Document, override: str) -> None:
-    key, equals, text = override.partition("=")
-    keys = key.strip().split(".")
-    if not equals or not all(keys):
-        raise RecipeError(
-            f"--set {override}: not KEY=VALUE", "for instance --set training.learning_rate=1e-4"
-        )
-    section = document.values
-    for depth, part in enumerate(keys[:-1]):
-        inner = section.setdefault(part, {})
-        if isinstance(inner, str):  # `method: lora` and `model: ID` stand for their name
-            inner = section[part] = {"name": inner}
-        if not isinstance(inner, dict):
-            raise RecipeError(
-                f"--set {override}: `{dotted(tuple(keys[: depth + 1]))}` is not a section"
-            )
-        section = inner
-    section[keys[-1]] = read_scalar(text)
-    path: Path = tuple(keys)
-    for known in [place for place in document.places if place[: len(path)] == path]:
-        del document.places[known]
-    document.places[path] = f"--set {override}"

@@ -10,7 +10,7 @@ from peftcli.data.report import SplitReport
 from peftcli.dataset import samples
 from peftcli.models import go_offline
 from peftcli.recipe.load import LoadedRecipe, leaves, resolved
-from peftcli.train.run import quiet_libraries
+from peftcli.train.quiet import quiet_libraries
 from peftcli.train.setting import Setting, settle
 
 SHOWN_ROWS = 3

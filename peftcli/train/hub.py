@@ -7,12 +7,12 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 
 from peftcli.errors import ResourceError, UsageError
 
 # OSError, and the base error of whichever HTTP client the hub library uses.
-NETWORK_ERRORS = HfHubHTTPError.__bases__
+NETWORK_ERRORS: tuple[type[Exception], ...] = HfHubHTTPError.__bases__
 
 
 def check_upload(repository: str) -> None:

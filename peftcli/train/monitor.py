@@ -1,22 +1,19 @@
-"""Watches a run: metrics.jsonl, events for the terminal, signals, numbers that went wrong."""
+"""Watches a run: metrics.jsonl, events for the terminal, numbers that went wrong."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import resource
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any, TextIO
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peftcli.events import Evaluated, Listener, Note, Saved, Step
+from peftcli.events import Evaluated, Listener, Saved, Step
 
 GIB = 2**30
 
@@ -179,42 +176,6 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             finite = {key: _finite(value) for key, value in line.items()}
             self._stream.write(json.dumps(finite) + "\n")
             self._stream.flush()
-
-
-class Interruption(TrainerCallback):  # type: ignore[misc]
-    """SIGINT and SIGTERM: finish the step, save, stop; a second one ends the process at once."""
-
-    def __init__(self, tell: Listener) -> None:
-        self.tell = tell
-        self.received: str | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Interruption:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._receive)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            os._exit(75)  # the newest complete checkpoint is safe: it was renamed into place
-        self.received = signal.Signals(number).name
-        self.tell(Note(f"{self.received}: finishing this step and saving; once more to stop now"))
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **_: Any,
-    ) -> None:
-        if self.received is not None:
-            control.should_save = True
-            control.should_evaluate = False
-            control.should_training_stop = True
 
 
 def _finite(value: Any) -> Any:

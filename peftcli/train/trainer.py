@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,11 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         callbacks: list[TrainerCallback],
         learning_rate_multipliers: Mapping[str, float],
         keep_checkpoints: int,
+        check_interruption: Callable[[], None],
     ) -> None:
         self._multipliers = learning_rate_multipliers
         self._keep = keep_checkpoints
+        self._check_interruption = check_interruption
         self._staging: Path | None = None
         super().__init__(
             model=model,
@@ -78,6 +80,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         model.eval()
         loss_sum, tokens, rows = 0.0, 0, 0
         for batch in dataloader:
+            self._check_interruption()
             rows += len(batch["input_ids"])
             inputs = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():

@@ -1,0 +1,80 @@
+"""The model with its untrained adapter, and the trainer around it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from peft import PeftModel, initialize_lora_eva_weights
+from torch.utils.data import DataLoader
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    set_seed,
+)
+
+from peftcli.models import load_base, wrap
+from peftcli.recipe.schema import Recipe
+from peftcli.run_dir import RunDir
+from peftcli.train.collator import Collator
+from peftcli.train.config import sft_config
+from peftcli.train.interruption import Interruption
+from peftcli.train.monitor import Monitor
+from peftcli.train.setting import Setting
+from peftcli.train.trainer import RecipeTrainer
+
+
+def load_model(recipe: Recipe, setting: Setting) -> PreTrainedModel | PeftModel:
+    """The base on its device, with the recipe's untrained adapter around it."""
+    set_seed(recipe.seed)
+    method = recipe.method
+    weights = replace(setting.device, dtype=method.weights_dtype(setting.device.dtype))
+    base = load_base(recipe.model, weights, method.quantization_config(setting.device.dtype))
+    config = method.peft_config(setting.architecture)
+    if config is None:
+        return base
+    model = wrap(base, config)
+    if method.initializes_from_data:
+        rows = setting.train.select(range(min(64, len(setting.train))))
+        loader = DataLoader(rows, batch_size=4, collate_fn=Collator(setting.tokenizer.pad_token_id))
+        initialize_lora_eva_weights(model, loader, show_progress_bar=False)
+    return model
+
+
+def build_trainer(
+    recipe: Recipe,
+    setting: Setting,
+    folder: RunDir,
+    model: PreTrainedModel | PeftModel,
+    monitor: Monitor,
+    interruption: Interruption,
+) -> RecipeTrainer:
+    """The trainer of this run; trained parameters are float32 whatever the base is."""
+    callbacks: list[TrainerCallback] = [monitor, interruption]
+    patience = recipe.evaluation.early_stopping
+    if patience is not None:
+        threshold = recipe.evaluation.early_stopping_threshold
+        callbacks.append(EarlyStoppingCallback(patience, threshold))
+    trainer = RecipeTrainer(
+        model=model,
+        args=sft_config(recipe, setting.plan, setting.device, folder),
+        train_dataset=setting.train,
+        eval_dataset=setting.eval,
+        tokenizer=setting.tokenizer,
+        callbacks=callbacks,
+        learning_rate_multipliers=recipe.method.learning_rate_multipliers(),
+        keep_checkpoints=recipe.training.keep_checkpoints,
+        check_interruption=interruption.check,
+    )
+    trainer.remove_callback(PrinterCallback)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:  # TRL rounds adapters on a 4-bit base to bfloat16
+            parameter.data = parameter.data.float()
+    return trainer
+
+
+def count_trained(model: torch.nn.Module) -> int:
+    """How many values the optimizer will change."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
