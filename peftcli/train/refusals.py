@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from peftcli.errors import InterruptedRun, NumericalError, ResourceError
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from peftcli.errors import InterruptedRun, NumericalError, ResourceError, UsageError
 from peftcli.events import Listener, Warned
 from peftcli.run_dir import RunDir
 from peftcli.train import checkpoints
 from peftcli.train.monitor import peak_memory_gib
 from peftcli.train.setting import Setting
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise UsageError for an experiment tracker whose package is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise UsageError(
+                f"training.report_to: {name} is not installed",
+                f"pip install 'peftcli[{name}]', or remove it from the list",
+            )
 
 
 def refuse_what_cannot_fit(setting: Setting, tell: Listener, *, force: bool) -> None:

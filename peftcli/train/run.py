@@ -27,6 +27,7 @@ from peftcli.train.publish import publish
 from peftcli.train.quiet import quiet_libraries
 from peftcli.train.refusals import (
     blown_up,
+    check_trackers,
     interrupted,
     out_of_memory,
     refuse_what_cannot_fit,
@@ -75,6 +76,7 @@ def run(loaded: LoadedRecipe, options: Options, tell: Listener) -> TrainResult:
         go_offline()
     if options.push_to_hub:
         check_upload(options.push_to_hub)
+    check_trackers(recipe.training.report_to)
     with locked(folder), ExitStack() as stack:
         interruption = stack.enter_context(Interruption(tell))
         if options.overwrite:

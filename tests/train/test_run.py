@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -215,6 +216,14 @@ def test_numbers_that_blow_up_stop_the_run(train: Train, base_model: Path, tmp_p
     manifest = json.loads((tmp_path / "run" / "run.json").read_text())
     assert manifest["status"] == "failed"
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_named(train: Train) -> None:
+    if find_spec("mlflow"):
+        pytest.skip("mlflow is installed")
+    with pytest.raises(UsageError, match="mlflow is not installed") as caught:
+        train(training={"report_to": ["mlflow"]})
+    assert "peftcli[mlflow]" in caught.value.hint
 
 
 def test_an_unusual_learning_rate_is_told(train: Train) -> None:
