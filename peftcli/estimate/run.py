@@ -32,6 +32,7 @@ from peftcli.estimate.result import (
     Settings,
     TimeEstimate,
 )
+from peftcli.recipe.checks import packs
 from peftcli.recipe.schema import Recipe
 
 
@@ -50,7 +51,7 @@ def run(
     """
     rows = rows or Rows()
     found = architecture or find_architecture(recipe.model.name)
-    packing = packs(recipe)
+    packing = packs(recipe, found)
     length = row_length(recipe, found, rows, packing)
     base = plan_of(recipe, found, gpu, length=length, packing=packing)
     plans = candidates(base, _fixed_micro_batch(recipe), _fixed_checkpointing(recipe))
@@ -75,12 +76,6 @@ def run(
         other_gpus=tuple(_other(x) for x in others),
         notes=(*notes_on(plan, rows), *method_notes(recipe.method)),
     )
-
-
-def packs(recipe: Recipe) -> bool:
-    """Whether rows share sequences; `auto` packs plain text."""
-    packing = recipe.training.packing
-    return recipe.data.format == "text" if packing == "auto" else packing
 
 
 def row_length(recipe: Recipe, architecture: Architecture, rows: Rows, packing: bool) -> int:
@@ -137,7 +132,7 @@ def _time(
     steps = recipe.training.max_steps
     if steps is None and rows.count is not None:
         sequences = rows.count
-        if packs(recipe) and rows.mean:
+        if packs(recipe, plan.architecture) and rows.mean:
             sequences = math.ceil(rows.count * rows.mean / plan.length)
         each = math.ceil(sequences / recipe.training.batch_size)
         steps = max(1, math.ceil(recipe.training.epochs * each))

@@ -6,14 +6,28 @@ from peftcli.architecture.shapes import Architecture
 from peftcli.errors import RecipeError
 from peftcli.recipe.document import Path, dotted
 from peftcli.recipe.load import LoadedRecipe
+from peftcli.recipe.schema import Recipe
 
-# Position-aware masks are not built for these, so packed rows would look at each other.
+# Packed rows have the losses of rows alone: held by tests/train/test_packing.py.
+PACKABLE = {
+    *("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"),
+    *("phi3", "gpt_neox", "gpt2", "stablelm", "olmo2", "granite", "mixtral"),
+}
 UNPACKABLE = {
+    "opt": "it numbers positions across rows",
     "falcon": "its ALiBi bias counts positions across rows",
     "bloom": "its ALiBi bias counts positions across rows",
     "mpt": "its ALiBi bias counts positions across rows",
     "nemotron_h": "its state-space layers carry state across rows",
 }
+
+
+def packs(recipe: Recipe, architecture: Architecture) -> bool:
+    """Whether rows share sequences; `auto` packs plain text on models known to keep rows apart."""
+    packing = recipe.training.packing
+    if packing != "auto":
+        return packing
+    return recipe.data.format == "text" and architecture.model_type in PACKABLE
 
 
 def check_architecture(loaded: LoadedRecipe, architecture: Architecture) -> None:

@@ -15,11 +15,10 @@ from peftcli.architecture.shapes import Architecture
 from peftcli.dataset import Prepared, prepare
 from peftcli.estimate.gpus import GIB, device_gpu
 from peftcli.estimate.result import Estimate, Rows
-from peftcli.estimate.run import packs
 from peftcli.estimate.run import run as estimate_run
 from peftcli.models import Device, choose_device, load_config, load_tokenizer
 from peftcli.preparing.work import Progress
-from peftcli.recipe.checks import check_architecture, longest_row
+from peftcli.recipe.checks import check_architecture, longest_row, packs
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import cache_folder
@@ -62,7 +61,7 @@ def settle(loaded: LoadedRecipe, progress: Progress | None = None) -> Setting:
     if all(file.format == "text" for file in report.files):
         data = data.model_copy(update={"format": "text"})
     seen = recipe.model_copy(update={"data": data})
-    train, evaluation, packing = prepared.train, prepared.eval, packs(seen)
+    train, evaluation, packing = prepared.train, prepared.eval, packs(seen, architecture)
     rows = Rows(len(train), report.train.length_max, report.train.tokens / report.train.kept)
     if packing:
         train = pack(train, data.max_length)

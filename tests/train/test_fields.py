@@ -13,9 +13,9 @@ from pydantic import BaseModel
 
 from peftcli.architecture.config import architecture_from
 from peftcli.dataset import prepare
-from peftcli.estimate.run import packs
 from peftcli.methods import METHODS
 from peftcli.models import Device, load_tokenizer
+from peftcli.recipe.checks import packs
 from peftcli.recipe.document import Document
 from peftcli.recipe.load import validate
 from peftcli.recipe.schema import SECTIONS, Recipe
@@ -130,7 +130,7 @@ def told(folder: Path, **sections: Any) -> str:
     values: dict[str, Any] = {"model": "m", "method": "lora", "data": {"train": "x"}}
     recipe = validate(Document("t", {**values, "output": "o", **sections})).recipe
     load = cpu_load(recipe, longest=50)
-    plan = decide(recipe, rows=100, has_eval=True, packing=packs(recipe), load=load)
+    plan = decide(recipe, rows=100, has_eval=True, packing=packs(recipe, LLAMA), load=load)
     config = sft_config(recipe, plan, CPU, RunDir(folder)).to_dict()
     return json.dumps([config, asdict(plan)], default=str, sort_keys=True)
 
