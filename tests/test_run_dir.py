@@ -1,0 +1,116 @@
+"""The run folder: what is refused, what is never touched, and writing in one step."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftcli.errors import ArtefactError, ResourceError, UsageError
+from peftcli.run_dir import RunDir, clear, locked, open_run, publish_folder, write_atomic
+
+
+def finished(folder: Path) -> RunDir:
+    run = open_run(folder, resume=False, overwrite=False)
+    run.write_manifest({"status": "finished"})
+    return run
+
+
+def test_a_new_folder_is_made_and_left_empty(tmp_path: Path) -> None:
+    run = open_run(tmp_path / "a" / "b", resume=False, overwrite=False)
+    assert list(run.path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "hint"),
+    [("finished", "--overwrite replaces it"), ("interrupted", "--resume goes on with it")],
+)
+def test_a_second_run_is_refused_with_the_ways_out(tmp_path: Path, status: str, hint: str) -> None:
+    run = finished(tmp_path / "run")
+    run.write_manifest({"status": status})
+    with pytest.raises(UsageError, match=status) as caught:
+        open_run(run.path, resume=False, overwrite=False)
+    assert hint in caught.value.hint
+
+
+def test_resume_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no run"):
+        open_run(tmp_path / "new", resume=True, overwrite=False)
+
+
+def test_a_file_or_a_read_only_place_is_no_output(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="is a file"):
+        open_run(tmp_path / "file", resume=False, overwrite=False)
+    with pytest.raises(ResourceError, match="cannot be written"):
+        open_run(Path("/proc/peftcli"), resume=False, overwrite=False)
+
+
+def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    run.manifest.write_text('{"status": ')
+    with pytest.raises(ArtefactError, match=r"run\.json: damaged"):
+        open_run(run.path, resume=True, overwrite=False)
+
+
+def test_overwriting_removes_the_run_and_nothing_else(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    run.adapter.mkdir()
+    (run.adapter / "adapter_config.json").write_text("{}")
+    (run.path / "notes.txt").write_text("mine")
+    clear(open_run(run.path, resume=False, overwrite=True))
+    assert [path.name for path in run.path.iterdir()] == ["notes.txt"]
+
+
+def test_a_link_in_the_run_folder_is_removed_and_not_followed(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "keep").write_text("x")
+    run = finished(tmp_path / "run")
+    run.checkpoints.symlink_to(elsewhere)
+    clear(run)
+    assert not run.checkpoints.exists()
+    assert (elsewhere / "keep").exists()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from peftcli.run_dir import RunDir, locked
+with locked(RunDir(Path(sys.argv[1]))):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_runs_on_one_folder(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    command = [sys.executable, "-c", HOLD, str(run.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ResourceError, match=f"in use by process {other.pid}"), locked(run):
+            pass
+        other.kill()
+    with locked(run):  # the lock of a dead process holds nobody back
+        assert str(run.lock.read_text()).startswith("process ")
+
+
+def test_publishing_replaces_a_folder_and_leaves_no_rest(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        staging = tmp_path / ".staging-adapter"
+        staging.mkdir()
+        (staging / "file").write_text(content)
+        publish_folder(staging, tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "file").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_an_atomic_write_leaves_only_the_file(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "f.json", json.dumps([1]))
+    write_atomic(tmp_path / "f.json", json.dumps([2]))
+    assert json.loads((tmp_path / "f.json").read_text()) == [2]
+    assert [path.name for path in tmp_path.iterdir()] == ["f.json"]
