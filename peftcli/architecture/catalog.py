@@ -114,7 +114,7 @@ llama-3-70b: meta-llama/Meta-Llama-3-70B Meta-Llama-3-70B-Instruct
   llama 8192 80 64 8 28672 128256 8192 70553706496
 llama-3.1-8b: meta-llama/Llama-3.1-8B Llama-3.1-8B-Instruct
   llama 4096 32 32 8 14336 128256 131072 8030261248
-llama-3.1-70b: meta-llama/Llama-3.1-70B Llama-3.1-70B-Instruct
+llama-3.1-70b: meta-llama/Llama-3.1-70B Llama-3.1-70B-Instruct Llama-3.3-70B-Instruct
   llama 8192 80 64 8 28672 128256 131072 70553706496
 llama-3.1-405b: meta-llama/Llama-3.1-405B Llama-3.1-405B-Instruct
   llama 16384 126 128 8 53248 128256 131072 405853388800
