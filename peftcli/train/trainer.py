@@ -73,7 +73,8 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             return loss
         outputs = model(**inputs, use_cache=False, fused_lm_head=True)
         tokens = outputs.label_mask.sum() if num_items_in_batch is None else num_items_in_batch
-        return -outputs.log_probs.sum() / torch.as_tensor(tokens).clamp(min=1)
+        mean: torch.Tensor = -outputs.log_probs.sum() / torch.as_tensor(tokens).clamp(min=1)
+        return mean
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer, with other learning rates where the method asks for them."""

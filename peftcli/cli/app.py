@@ -1,0 +1,71 @@
+"""The program's frame: one group of commands, and the only place that prints errors and exits."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from peftcli import __version__
+from peftcli.errors import ExitCode, PeftcliError
+
+
+class _Group(TyperGroup):
+    """Turns errors that a user can mend into one message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PeftcliError as error:
+            print(f"error: {error.message}", file=sys.stderr)
+            if error.hint:
+                print(f"hint: {error.hint}", file=sys.stderr)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("\nstopped; nothing half-written is left", file=sys.stderr)
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Fine-tune a language model on one GPU from one YAML recipe.",
+)
+
+RecipeFile = Annotated[Path, typer.Argument(help="A YAML recipe.", show_default=False)]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the recipe.",
+        default_factory=list,
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Download nothing.")]
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Fine-tune a language model on one GPU from one YAML recipe."""
+    if show:
+        print(f"peftcli {__version__}")
+        raise typer.Exit(ExitCode.DONE)
+
+
+def main() -> None:
+    """The console script."""
+    # It complains on import about an optional kernel that is not needed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    app()

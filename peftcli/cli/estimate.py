@@ -1,0 +1,41 @@
+"""`peftcli estimate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peftcli.cli.app import Json, Overrides, app
+from peftcli.errors import UsageError
+
+
+@app.command()
+def estimate(
+    overrides: Overrides,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="A YAML recipe.", show_default=False)
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="A GPU by name or memory: rtx-4090, h100, 24GB.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model instead of a recipe, for instance llama-3.1-8b.")
+    ] = None,
+    method: Annotated[str, typer.Option(help="The method, together with --model.")] = "qlora",
+    compare: Annotated[bool, typer.Option("--compare", help="Every method side by side.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Show each part's formula.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell memory, time and cost of a run before it starts. Reads no weights."""
+    from peftcli.estimate.command import estimate_recipe, of_model
+
+    loaded = of_model(model, method, overrides) if model else None
+    if loaded is None:
+        if recipe is None:
+            raise UsageError("estimate: no recipe", "name a YAML file, or --model NAME")
+        from peftcli.recipe.load import load_recipe
+
+        loaded = load_recipe(recipe, overrides)
+    estimate_recipe(loaded, gpu=gpu, compare=compare, explain=explain, as_json=as_json)

@@ -1,0 +1,59 @@
+"""`peftcli train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peftcli.cli.app import Json, Offline, Overrides, RecipeFile, app
+
+
+@app.command()
+def train(
+    recipe: RecipeFile,
+    overrides: Overrides,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show rows, labels and plan; train nothing.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the run in the output folder.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Resume although something changed.")
+    ] = False,
+    offline: Offline = False,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="REPOSITORY", help="Upload the result when done.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print warnings and errors only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tune a model as the recipe says."""
+    from peftcli import report
+    from peftcli.data.sources import check_exist
+    from peftcli.estimate.find import known_architecture
+    from peftcli.recipe.checks import check_architecture
+    from peftcli.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    check_exist(loaded.recipe.data.paths(), Path.cwd())
+    architecture = known_architecture(loaded.recipe.model.name)
+    if architecture is not None:
+        check_architecture(loaded, architecture)
+    from peftcli.train.dry_run import dry_run as preview
+    from peftcli.train.run import Options, run
+
+    if dry_run:
+        report.show_dry_run(preview(loaded, offline=offline), loaded, as_json=as_json)
+        return
+    options = Options(
+        resume=resume, overwrite=overwrite, force=force, offline=offline, push_to_hub=push_to_hub
+    )
+    with report.training(quiet=quiet, as_json=as_json) as tell:
+        result = run(loaded, options, tell)
+    report.show_training(result, quiet=quiet, as_json=as_json)
