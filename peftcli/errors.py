@@ -64,3 +64,15 @@ class InterruptedRun(PeftcliError):
     """The run stopped on a signal after saving; it can be resumed."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+class RegressionFound(PeftcliError):
+    """A gate of an evaluation is broken, and chance does not explain it."""
+
+    exit_code = ExitCode.REGRESSION
+
+
+class Inconclusive(PeftcliError):
+    """Proof was asked for, and the rows are too few to give it."""
+
+    exit_code = ExitCode.INCONCLUSIVE

@@ -1,0 +1,1 @@
+"""Merge: base and adapter -> the model a user deploys, streamed and checked."""

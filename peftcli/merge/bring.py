@@ -1,0 +1,92 @@
+"""What deployment needs beside the weights: config, tokenizer, template, generation, licence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftcli.merge.base import Base
+from peftcli.merge.plan import Plan
+from peftcli.merge.source import AdapterSource
+
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
+TOKENIZER = (
+    *VOCABULARIES,
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
+)
+TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+LEGAL = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
+GENERATION = "generation_config.json"
+
+
+def bring_files(base: Base, adapter: AdapterSource, staging: Path) -> None:
+    """Copy everything but the weights and config.json into the merged folder."""
+    own = any((adapter.folder / name).is_file() for name in VOCABULARIES)
+    for file in _chosen(TOKENIZER, adapter.folder if own else base.folder):
+        _copy(file, staging)
+    templates = list(_chosen(TEMPLATES, adapter.folder))
+    for file in templates or _chosen(TEMPLATES, base.folder):
+        _copy(file, staging)
+    for file in _chosen(PROCESSORS, base.folder):
+        _copy(file, staging)
+    for pattern in LEGAL:
+        for file in base.folder.glob(pattern):
+            _copy(file, staging)
+    for folder in (base.folder, adapter.folder):
+        if (folder / GENERATION).is_file():
+            _copy(folder / GENERATION, staging)
+
+
+def write_config(
+    config: dict[str, Any], base: Base, plan: Plan, save_dtype: torch.dtype | None, staging: Path
+) -> None:
+    """The base's config.json with what the merge changed, and nothing else."""
+    config = json.loads(json.dumps(config))
+    parts = [config, *(value for value in (config.get("text_config"),) if isinstance(value, dict))]
+    for part in parts:
+        part.pop("quantization_config", None)
+        if save_dtype is not None:
+            key = "torch_dtype" if "torch_dtype" in part else "dtype"
+            part[key] = str(save_dtype).removeprefix("torch.")
+        if plan.vocabulary is not None and ("vocab_size" in part or part is parts[-1]):
+            part["vocab_size"] = plan.vocabulary[1]
+    if plan.untied:
+        for part in parts:
+            part["tie_word_embeddings"] = False
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (staging / "config.json").write_text(text, encoding="utf-8")
+    if "auto_map" in config:
+        for file in base.folder.glob("*.py"):
+            _copy(file, staging)
+
+
+def complete_stops(staging: Path, end_of_text: int | None) -> list[int]:
+    """Add the tokenizer's end-of-text token to the stops of generation_config.json; all stops."""
+    file = staging / GENERATION
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = values.get("eos_token_id")
+    tokens = found if isinstance(found, list) else [found]
+    stops = [token for token in tokens if isinstance(token, int)]
+    if end_of_text is not None and end_of_text not in stops:
+        stops.append(end_of_text)
+    if stops:
+        values["eos_token_id"] = stops if len(stops) > 1 else stops[0]
+        file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return stops
+
+
+def _chosen(names: tuple[str, ...], folder: Path) -> Iterator[Path]:
+    return (folder / name for name in names if (folder / name).exists())
+
+
+def _copy(source: Path, folder: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, folder / source.name, dirs_exist_ok=True)
+    else:
+        shutil.copyfile(source, folder / source.name)

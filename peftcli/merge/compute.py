@@ -1,0 +1,129 @@
+"""The new values of one tensor, a few rows at a time, and what rounding them cost."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from peftcli.merge.deltas import Region, run_chain
+from peftcli.merge.plan import Item
+from peftcli.merge.quantized import Quantization
+
+CPU_ELEMENTS = 1 << 18  # what is worked on at once stays in a CPU's cache
+GPU_ELEMENTS = 1 << 25
+_whole_tensors = threading.BoundedSemaphore(2)  # at once, however many workers there are
+ROWS = 32  # products of fewer rows go through other kernels, which round otherwise
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How products and sums are made."""
+
+    device: torch.device
+    fp32: bool
+    quantization: Quantization | None
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Sums over tensors of what the saved dtype does to the update."""
+
+    touched: int = 0
+    unchanged: int = 0
+    error_squared: float = 0.0
+    update_squared: float = 0.0
+
+    def __add__(self, other: Rounding) -> Rounding:
+        return Rounding(
+            self.touched + other.touched,
+            self.unchanged + other.unchanged,
+            self.error_squared + other.error_squared,
+            self.update_squared + other.update_squared,
+        )
+
+    @property
+    def finite(self) -> bool:
+        """Whether every value is a number."""
+        return math.isfinite(self.error_squared)
+
+    @property
+    def relative_error(self) -> float:
+        """Norm of what rounding added over the norm of the update."""
+        if not self.update_squared:
+            return 0.0
+        return math.sqrt(self.error_squared / self.update_squared)
+
+
+def new_rows(item: Item, arithmetic: Arithmetic) -> Iterator[tuple[torch.Tensor, Rounding]]:
+    """The tensor's new rows in order, in its saved dtype."""
+    with torch.inference_mode():
+        if not item.shape:
+            yield _part(item, item.source.read(), slice(0, 1), arithmetic)
+            return
+        if not (item.dequantized or any(update.whole for update in item.updates)):
+            for rows in _chunks(item, arithmetic):
+                yield _part(item, item.source.read(rows), rows, arithmetic)
+            return
+        with _whole_tensors:
+            values = _base(item, arithmetic)
+            for rows in _chunks(item, arithmetic):
+                yield _part(item, values[rows], rows, arithmetic)
+
+
+def _base(item: Item, arithmetic: Arithmetic) -> torch.Tensor:
+    values = item.source.read()
+    if not item.dequantized or arithmetic.quantization is None:
+        return values
+    values = values.to(arithmetic.device)
+    return arithmetic.quantization.round_trip(values, transposed=item.transposed)
+
+
+def _part(
+    item: Item, base: torch.Tensor, rows: slice, arithmetic: Arithmetic
+) -> tuple[torch.Tensor, Rounding]:
+    base = base.to(arithmetic.device)
+    if not item.updates:
+        return base.to(item.dtype), Rounding()
+    values = base.float() if arithmetic.fp32 else base
+    new = run_chain(item.updates, values, _region(item, rows))
+    stored = new.to(item.dtype)
+    return stored, _rounding(values, new, stored)
+
+
+def _rounding(values: torch.Tensor, new: torch.Tensor, stored: torch.Tensor) -> Rounding:
+    error = stored.to(new.dtype) - new
+    if new.shape != values.shape:  # new rows have no old value to compare with
+        new, stored = new[: values.shape[0]], stored[: values.shape[0]]
+    kept = values.to(stored.dtype)
+    changed = new - values
+    touched = int(torch.count_nonzero(changed))
+    different = int(torch.count_nonzero(stored != kept))
+    return Rounding(
+        touched=touched,
+        unchanged=max(0, touched - different),
+        error_squared=float(torch.linalg.vector_norm(error.float())) ** 2,
+        update_squared=float(torch.linalg.vector_norm(changed.float())) ** 2,
+    )
+
+
+def _region(item: Item, rows: slice) -> Region:
+    if item.place is None:
+        return (rows,)
+    return item.place.region(rows.start, rows.stop)
+
+
+def _chunks(item: Item, arithmetic: Arithmetic) -> Iterator[slice]:
+    count = item.shape[0]
+    if any(update.whole for update in item.updates):
+        yield slice(0, count)
+        return
+    limit = GPU_ELEMENTS if arithmetic.device.type == "cuda" else CPU_ELEMENTS
+    rows = limit // max(1, math.prod(item.shape[1:]))
+    step = max(1 if len(item.shape) > 2 else ROWS, rows // ROWS * ROWS)
+    firsts = list(range(0, max(1, count - ROWS + 1), step)) if step >= ROWS else range(count)
+    for first, last in zip(firsts, [*firsts[1:], count], strict=True):
+        yield slice(first, last)

@@ -1,0 +1,62 @@
+"""Whether base and adapter belong together, before anything is computed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from peftcli.errors import ArtefactError, UsageError
+from peftcli.fingerprint import check_same_base
+from peftcli.merge.base import Base
+from peftcli.merge.source import MERGE_REPORT, AdapterSource
+
+
+def check_belongs(adapter: AdapterSource, base: Base) -> None:
+    """Raise ArtefactError for another base than the adapter's, or one that holds it already."""
+    report = base.folder / MERGE_REPORT
+    if report.is_file():
+        try:
+            inside = json.loads(report.read_text(encoding="utf-8"))["adapter_sha256"]
+        except (ValueError, KeyError, TypeError):
+            inside = []
+        if adapter_digest(adapter.folder) in inside:
+            raise ArtefactError(
+                f"{base.folder}: this adapter is merged into it already",
+                "name the original base with --base-model",
+            )
+    if any(base.folder.glob("*.safetensors")):
+        check_same_base(adapter.folder, base.folder)
+
+
+def check_output(
+    output: Path, adapters: Sequence[AdapterSource], base: Base, *, overwrite: bool
+) -> None:
+    """Raise UsageError when the output would replace an input or something foreign."""
+    target = output.resolve()
+    for folder in (base.folder, *(adapter.folder for adapter in adapters)):
+        used = folder.resolve()
+        if target == used or target in used.parents or used in target.parents:
+            raise UsageError(
+                f"--output {output}: is, holds or lies in {folder}, which is read",
+                "name another folder",
+            )
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise UsageError(f"--output {output}: is a file", "name a folder")
+    filled = any(output.iterdir())
+    if filled and not (output / MERGE_REPORT).is_file():
+        raise UsageError(f"--output {output}: holds files of something else", "name a new folder")
+    if filled and not overwrite:
+        raise UsageError(f"--output {output}: holds a merged model", "--overwrite replaces it")
+
+
+def adapter_digest(folder: Path) -> str:
+    """sha256 of an adapter's weights, in hex."""
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        if (folder / name).is_file():
+            with (folder / name).open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+    return ""

@@ -1,0 +1,81 @@
+"""The base as a 4-bit run saw it: quantised and expanded again, only where it was quantised."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from bitsandbytes import functional as bnb
+from bitsandbytes.nn import Linear4bit
+from transformers import BitsAndBytesConfig, PreTrainedConfig
+from transformers.quantizers import AutoHfQuantizer
+
+from peftcli.merge.skeleton import skeleton
+from peftcli.merge.source import AdapterSource
+from peftcli.models import DTYPES
+
+BLOCK = 64  # bitsandbytes' own block size
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a base was held in 4 bits."""
+
+    config: BitsAndBytesConfig
+    dtype: torch.dtype
+    """What the base was loaded in, and what 4-bit weights expand to."""
+
+    @property
+    def kind(self) -> str:
+        """nf4 or fp4."""
+        return str(self.config.bnb_4bit_quant_type)
+
+    def round_trip(self, weight: torch.Tensor, *, transposed: bool) -> torch.Tensor:
+        """The weight after quantising and expanding, in the dtype the run expanded it to."""
+        values = weight.to(self.dtype)
+        values = values.T.contiguous() if transposed else values
+        packed, state = bnb.quantize_4bit(
+            values,
+            blocksize=BLOCK,
+            compress_statistics=self.config.bnb_4bit_use_double_quant,
+            quant_type=self.kind,
+        )
+        expanded: torch.Tensor = bnb.dequantize_4bit(packed, state)
+        return expanded.T.contiguous() if transposed else expanded
+
+
+def quantization_of(source: AdapterSource) -> Quantization | None:
+    """How the run that made this adapter held its base; None when not in 4 bits, or unknown."""
+    recipe = source.recipe()
+    if recipe is None or source.manifest is None:
+        return None
+    dtype = str(source.manifest["device"]["dtype"])
+    config = recipe.method.quantization_config(dtype)
+    if config is None:
+        return None
+    return Quantization(config, DTYPES[recipe.method.weights_dtype(dtype)])
+
+
+def assumed_quantization() -> Quantization:
+    """What nearly every QLoRA run uses, for adapters that come without run.json."""
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    )
+    return Quantization(config, torch.bfloat16)
+
+
+def quantized_parameters(quantization: Quantization, config: PreTrainedConfig) -> dict[str, bool]:
+    """The weights that were quantised, and whether each is stored transposed (Conv1D).
+
+    transformers' own rule decides, on the model without weights: linear modules, except the output
+    head and what the configuration skips.
+    """
+    model = skeleton(config, None)
+    quantizer = AutoHfQuantizer.from_config(copy.deepcopy(quantization.config), pre_quantized=False)
+    quantizer.preprocess_model(model=model, device_map=None)
+    return {
+        f"{name}.weight": module.source_cls.__name__ == "Conv1D"
+        for name, module in model.named_modules()
+        if isinstance(module, Linear4bit)
+    }

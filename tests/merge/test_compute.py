@@ -1,0 +1,106 @@
+"""Working on a few rows at a time gives the whole tensor's result, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from peftcli.merge import deltas
+from peftcli.merge.checkpoint import Stored
+from peftcli.merge.compute import CPU_ELEMENTS, Arithmetic, Rounding, new_rows
+from peftcli.merge.deltas import Update
+from peftcli.merge.plan import Item
+from peftcli.merge.skeleton import Place
+
+ROWS, COLUMNS, RANK = 1551, 512, 16
+CPU = Arithmetic(torch.device("cpu"), fp32=True, quantization=None)
+
+
+def random(*shape: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator) * 0.02
+
+
+def write(tmp_path: Path, values: torch.Tensor) -> Stored:
+    file = tmp_path / "values"
+    file.write_bytes(values.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return Stored("w", tuple(values.shape), values.dtype, file)
+
+
+def merged(
+    tmp_path: Path, base: torch.Tensor, update: Update
+) -> tuple[torch.Tensor, Rounding, int]:
+    stored = write(tmp_path, base)
+    item = Item("w", stored, Place("w"), (update,), stored.shape, stored.dtype)
+    parts = list(new_rows(item, CPU))
+    rounding = sum((part for _, part in parts), Rounding())
+    return torch.cat([rows for rows, _ in parts]), rounding, len(parts)
+
+
+def test_lora(tmp_path: Path) -> None:
+    base, a, b = random(ROWS, COLUMNS), random(RANK, COLUMNS), random(ROWS, RANK)
+    assert ROWS * COLUMNS > 2 * CPU_ELEMENTS
+    found, rounding, parts = merged(tmp_path, base, deltas.lora(a, b, 2.0, transposed=False))
+    assert parts > 2
+    assert torch.equal(found, base + (b @ a) * 2.0)
+    assert rounding.unchanged == 0
+
+
+def test_lora_on_transposed_weights(tmp_path: Path) -> None:
+    base, a, b = random(ROWS, COLUMNS), random(RANK, ROWS), random(COLUMNS, RANK)
+    found, _, parts = merged(tmp_path, base, deltas.lora(a, b, 2.0, transposed=True))
+    assert parts > 2
+    assert torch.equal(found, base + (b @ a).T * 2.0)
+
+
+def test_dora(tmp_path: Path) -> None:
+    base, a, b = random(ROWS, COLUMNS), random(RANK, COLUMNS), random(ROWS, RANK)
+    magnitude = random(ROWS).abs() + 1
+    update = deltas.dora(a, b, magnitude, 2.0, transposed=False)
+    found, _, parts = merged(tmp_path, base, update)
+    changed = base + (b @ a) * 2.0
+    expected = (magnitude / torch.linalg.norm(changed, dim=1)).view(-1, 1) * changed
+    assert parts > 2
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("inputs_first", [False, True])
+def test_experts(tmp_path: Path, inputs_first: bool) -> None:
+    experts, inputs, outputs = 5, 96, 160
+    a, b = random(experts * RANK, inputs), random(outputs, RANK * experts)
+    update = deltas.lora_experts(a, b, 0.5, experts=experts, inputs_first=inputs_first)
+    factors = (b.reshape(outputs, RANK, experts), a.reshape(experts, RANK, inputs))
+    order = "e i o" if inputs_first else "e o i"
+    delta = torch.einsum(f"o r e, e r i -> {order}", *factors) * 0.5
+    base = torch.zeros_like(delta)
+    found, _, _ = merged(tmp_path, base, update)
+    assert torch.equal(found, delta)
+    region = (3, slice(32, 96))
+    assert torch.equal(update.apply(base[region], region, base[region]), delta[region])
+
+
+def test_token_rows_fall_into_the_right_part(tmp_path: Path) -> None:
+    base, rows = random(ROWS, COLUMNS), random(3, COLUMNS)
+    tokens = [1550, 0, 600]
+    found, rounding, _ = merged(tmp_path, base, deltas.token_rows(rows, tokens))
+    expected = base.clone()
+    expected[tokens] = rows
+    assert torch.equal(found, expected)
+    assert rounding.touched == 3 * COLUMNS
+
+
+def test_rounding_is_counted(tmp_path: Path) -> None:
+    """At 0.3 % of the weights' size about half of the update is below bfloat16's resolution."""
+    base = random(ROWS, COLUMNS).bfloat16()
+    a, b = random(RANK, COLUMNS), random(ROWS, RANK)
+    scale = 0.003 * base.float().norm().item() / (b @ a).norm().item()
+    found, rounding, _ = merged(tmp_path, base, deltas.lora(a, b, scale, transposed=False))
+    exact = base.float() + (b @ a) * scale
+    touched = exact != base.float()
+    assert rounding.touched == int(touched.sum())
+    assert rounding.unchanged == int((touched & (found == base)).sum())
+    assert 0.4 < rounding.unchanged / rounding.touched < 0.6
+    error = (found.float() - exact).norm() / (exact - base.float()).norm()
+    assert rounding.relative_error == pytest.approx(error.item(), rel=1e-3)
