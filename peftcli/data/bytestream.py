@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -51,9 +50,7 @@ def check_head(head: bytes, file: DataFile) -> None:
     """Refuse a file whose first bytes show that it is not the text its name promises."""
     if not head.strip(b"\xef\xbb\xbf \t\r\n"):
         raise DataError(f"{file.shown}: the file is empty", "check how it was written")
-    for magic, (what, hint) in MAGIC.items():
-        if head.startswith(magic):
-            raise DataError(f"{file.shown}:1: this is {what}", hint)
+    check_magic(head, file)
     zeros = head.count(0)
     if zeros * 3 > len(head):
         raise DataError(
@@ -64,10 +61,17 @@ def check_head(head: bytes, file: DataFile) -> None:
         raise DataError(f"{file.shown}:1: the file holds NUL bytes", "it is damaged or no text")
 
 
+def check_magic(head: bytes, file: DataFile) -> None:
+    """Refuse a file that starts like one of another kind."""
+    for magic, (what, hint) in MAGIC.items():
+        if head.startswith(magic) and not (magic == b"PAR1" and file.kind == "parquet"):
+            raise DataError(f"{file.shown}:1: this is {what}", hint)
+
+
 def lines(
     handle: BinaryIO, file: DataFile, first: int = 1, size: int | None = None
 ) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines without their ends, at most MAX_LINE bytes each, within `size` bytes."""
+    """Numbered lines with their ends, at most MAX_LINE bytes each, within `size` bytes."""
     number, left = first, size
     while left is None or left > 0:
         line = handle.readline(MAX_LINE + 1)
@@ -80,27 +84,17 @@ def lines(
             )
         if left is not None:
             left -= len(line)
-        yield number, line.rstrip(b"\r\n")
+        yield number, line
         number += 1
 
 
 def text_lines(handle: BinaryIO, file: DataFile) -> Iterator[str]:
-    """Lines as text with their ends, whichever of LF, CRLF and CR they have."""
-    text = io.TextIOWrapper(handle, encoding="utf-8", newline="")
-    number = 1
-    try:
-        while line := text.readline(MAX_LINE):
-            if len(line) == MAX_LINE:
-                raise DataError(
-                    f"{file.shown}:{number}: the line is longer than {MAX_LINE >> 20} MiB",
-                    "check the line ends",
-                )
-            yield line
-            number += 1
-    except UnicodeDecodeError as error:
-        bad_encoding(file, number, error)
-    finally:
-        text.detach()
+    """Lines as text with their ends; DataError at the first that is not UTF-8."""
+    for number, line in lines(handle, file):
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            bad_encoding(file, number, error)
 
 
 def bad_encoding(file: DataFile, line: int, error: UnicodeDecodeError) -> NoReturn:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, count
 from typing import BinaryIO, Literal
 
-from peftcli.data.bytestream import lines, not_utf8, open_data, text_lines
+from peftcli.data.bytestream import HEAD, check_magic, lines, not_utf8, open_data, text_lines
 from peftcli.data.jsonfile import json_file
 from peftcli.data.jsontext import json_lines
 from peftcli.data.rows import DataFile, RawRow
@@ -16,6 +16,7 @@ from peftcli.errors import DataError
 PROBE = 1 << 20
 MAX_FIELD = 16 << 20
 PARQUET_BATCH = 256
+HEADER = "the first line names the columns"
 
 Reader = Callable[[BinaryIO, DataFile], Iterator[RawRow]]
 
@@ -23,7 +24,7 @@ Reader = Callable[[BinaryIO, DataFile], Iterator[RawRow]]
 def read_file(file: DataFile) -> Iterator[RawRow]:
     """Every row of `file` in order; DataError when the file is not what its name says."""
     if file.kind == "parquet":
-        yield from parquet_rows(file, None)
+        yield from _parquet(file)
         return
     with open_data(file) as handle:
         yield from READERS[file.kind](handle, file)
@@ -61,11 +62,14 @@ def _table(
 ) -> Iterator[RawRow]:
     csv.field_size_limit(MAX_FIELD)
     rows = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
-    header: list[str] = next(rows, [])
+    try:
+        header: list[str] = next(rows, [])
+    except csv.Error as error:
+        raise DataError(f"{file.shown}:1: broken header: {error}", HEADER) from None
     if len(set(header)) != len(header) or not all(name.strip() for name in header):
         raise DataError(
             f"{file.shown}:1: the header has empty or equal names: {', '.join(header[:12])}",
-            "the first line names the columns",
+            HEADER,
         )
     while True:
         line = rows.line_num + 1
@@ -96,7 +100,7 @@ def _text(handle: BinaryIO, file: DataFile) -> Iterator[RawRow]:
     first, held = 1, list[str]()
     for number, raw in lines(handle, file):
         try:
-            line = raw.decode("utf-8")
+            line = raw.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             yield RawRow(file.shown, number, None, not_utf8(error))
             continue
@@ -113,18 +117,18 @@ def _text(handle: BinaryIO, file: DataFile) -> Iterator[RawRow]:
         yield RawRow(file.shown, first, {"text": "\n".join(held)})
 
 
-def parquet_rows(file: DataFile, groups: range | None, first: int = 1) -> Iterator[RawRow]:
-    """The rows of a Parquet file, or of some of its row groups, numbered from `first`."""
+def _parquet(file: DataFile) -> Iterator[RawRow]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
     try:
+        with open(file.path, "rb") as handle:
+            check_magic(handle.read(HEAD), file)
         with ParquetFile(file.path) as parquet:
-            chosen = list(groups) if groups is not None else None
-            for batch in parquet.iter_batches(batch_size=PARQUET_BATCH, row_groups=chosen):
+            number = count(1)
+            for batch in parquet.iter_batches(batch_size=PARQUET_BATCH):
                 for row in batch.to_pylist():
-                    yield RawRow(file.shown, first, row)
-                    first += 1
+                    yield RawRow(file.shown, next(number), row)
     except (ArrowException, OSError) as error:
         reason = str(error).splitlines()[0][:200]
         raise DataError(f"{file.shown}: not a readable Parquet file: {reason}") from None
@@ -137,4 +141,3 @@ READERS: dict[str, Reader] = {
     "tsv": _tsv,
     "txt": _text,
 }
-KINDS = (*READERS, "parquet")

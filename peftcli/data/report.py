@@ -56,6 +56,8 @@ class DataReport:
     """Where the chat template comes from."""
     end_of_turn: tuple[int, ...]
     """Token ids that end a generation, the one after an answer first."""
+    largest_id: int
+    """The largest token id; it must be a row of the embeddings."""
     warnings: tuple[str, ...] = field(default=())
     cached: bool = False
 

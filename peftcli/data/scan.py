@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from peftcli.data.rows import DataFile
 from peftcli.errors import DataError
 
-BLOCK = 1 << 20
+BLOCK = 1 << 19
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from peftcli.bundled import bundled
+from peftcli.data.hub import HubSet, hub_rows
 from peftcli.data.readers import read_file
 from peftcli.data.rows import DataFile, RawRow
 from peftcli.errors import DataError
@@ -41,16 +42,6 @@ class Source:
     format: str = "auto"
     columns: Mapping[str, str] | None = None
     labels: Mapping[str, str] | Sequence[str] | None = None
-
-
-@dataclass(frozen=True)
-class HubSet:
-    """A data set on the hub, for `datasets.load_dataset`."""
-
-    name: str
-    subset: str | None
-    split: str
-    revision: str | None
 
 
 def read_rows(source: Source, base_dir: Path) -> Iterator[RawRow]:
@@ -93,22 +84,6 @@ def check_exist(paths: Iterable[str], base_dir: Path) -> None:
     """Raise DataError for the first path that is neither here nor a name the hub could have."""
     for path in paths:
         resolve(Source(path), base_dir)
-
-
-def hub_rows(hub: HubSet) -> Iterator[RawRow]:
-    """The rows of a hub set, downloaded once by `datasets` into its cache."""
-    from datasets import load_dataset
-
-    try:
-        rows = load_dataset(hub.name, hub.subset, split=hub.split, revision=hub.revision)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise DataError(
-            f"{hub.name}: cannot be loaded from the hub: {reason[:300]}",
-            "for a local file, check the path; for the hub, check name, subset, split and network",
-        ) from error
-    for number, row in enumerate(rows, start=1):
-        yield RawRow(f"{hub.name}/{hub.split}", number, dict(row))
 
 
 def _folder(folder: Path, source: Source) -> list[DataFile]:

@@ -71,6 +71,11 @@ def arrange(rows: Mapping[str, SplitRows], choices: Choices) -> Arranged:
                 "remove them, or write `data.overlap: drop` to leave them out of the evaluation",
             )
         held = held[~seen] if choices.overlap == "drop" else held
+        if not len(held):
+            raise DataError(
+                "data.eval: every evaluation row is a training row too",
+                "name other rows, or write `data.overlap: allow`",
+            )
     train = _weighed(train, rows["train"], choices)
     if choices.limit is not None and len(train) > choices.limit:
         train = train[np.linspace(0, len(train) - 1, choices.limit).astype(np.int64)]
@@ -80,7 +85,8 @@ def arrange(rows: Mapping[str, SplitRows], choices: Choices) -> Arranged:
 def _held_out(rows: SplitRows, train: Index, choices: Choices) -> tuple[NDArray[np.bool_], bool]:
     """Rows to hold out, and whether rows with the same question stay together."""
     target = max(1, round((choices.share or 0) * len(train)))
-    for keys in (rows.groups[train], rows.contents[train]):
+    for by_question in (True, False):
+        keys = (rows.groups if by_question else rows.contents)[train]
         groups, counts = np.unique(keys, return_counts=True)
         order = np.argsort(mixed(groups, choices.seed), kind="stable")
         order = order[counts[order] <= target]
@@ -88,7 +94,7 @@ def _held_out(rows: SplitRows, train: Index, choices: Choices) -> tuple[NDArray[
         mask = np.isin(keys, groups[taken])
         held = int(mask.sum())
         if 0 < held < len(train) and held * 2 >= target:
-            return mask, keys is not None and bool(np.array_equal(keys, rows.groups[train]))
+            return mask, by_question
     raise DataError(
         f"data.eval: {len(train)} usable training rows are too few to hold some out",
         "write `data.eval: null`, or name a file with evaluation rows",

@@ -109,8 +109,8 @@ def run_plan(plan: Plan, folder: Path, progress: Progress) -> dict[str, SplitRow
     for name in ("plan", "result"):
         (folder / name).unlink()
     if isinstance(result, tuple):
-        kind, message, hint = result
-        raise kind(message, hint)
+        kind, *reason = result
+        raise kind(*reason)
     rows: dict[str, SplitRows] = result
     return rows
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from peftcli.data.check import form_of
 from peftcli.data.formats import label_names
+from peftcli.data.hub import HubSet, hub_rows, hub_state
 from peftcli.data.readers import read_file
 from peftcli.data.report import FileReport
 from peftcli.data.rows import DataFile
 from peftcli.data.scan import Range, scan
-from peftcli.data.sources import HubSet, Source, hub_rows, resolve
+from peftcli.data.sources import Source, resolve
 from peftcli.preparing.arrange import Choices
 from peftcli.preparing.sources import sources_of
 from peftcli.preparing.work import Form, Part
@@ -48,9 +49,9 @@ def _part(
     split: str, number: int, source: Source, place: DataFile | HubSet
 ) -> tuple[Part, FileReport]:
     if isinstance(place, HubSet):
-        shown, size, sha256 = place.name, 1, place.revision or ""
-        ranges: tuple[Range, ...] = ()
+        shown, ranges = place.name, tuple[Range, ...]()
         seen = form_of(hub_rows(place), source, shown)
+        size, sha256 = hub_state(place)
     else:
         shown = place.shown
         seen = form_of(read_file(place), source, shown)

@@ -20,17 +20,17 @@ import numpy as np  # noqa: TID253 - this file is heavy
 import pyarrow as pa  # noqa: TID253
 
 from peftcli.data.bytestream import open_data
+from peftcli.data.hub import HubSet, hub_rows
 from peftcli.data.jsontext import json_lines
 from peftcli.data.readers import read_file
 from peftcli.data.rows import RawRow
 from peftcli.data.scan import Range
-from peftcli.data.sources import HubSet, hub_rows
 from peftcli.errors import ResourceError
 from peftcli.preparing.tokenizing import Tokenizing
 from peftcli.preparing.work import SHOWN, Batch, Part, Plan, Progress, SplitRows
 
 ROWS = 500
-CHARACTERS = 1 << 20
+CHARACTERS = 1 << 19
 SCHEMA = pa.schema(
     [
         ("input_ids", pa.list_(pa.int32())),
@@ -93,6 +93,7 @@ def _joined(batches: list[tuple[int, Batch]]) -> SplitRows:
         np.concatenate([np.empty(0, np.uint64), *(batch.groups for batch in parts)]),
         dict(per_source),
         sum((batch.counts for batch in parts), Counter()),
+        max((batch.largest_id for batch in parts), default=0),
         list(islice((line for batch in parts for line in batch.bad), SHOWN)),
         list(islice((line for batch in parts for line in batch.too_long), SHOWN)),
     )
@@ -109,6 +110,7 @@ def _batches(plan: Plan, stack: ExitStack) -> Iterator[tuple[_Task, Batch]]:
     _WORKER = _Worker(plan)
     context = multiprocessing.get_context("fork")
     pool = stack.enter_context(ProcessPoolExecutor(plan.workers, mp_context=context))
+    pool.submit(int).result()  # forks all workers now, before a reader may start threads
     waiting: deque[tuple[_Task, Future[Batch]]] = deque()
     try:
         for task in _tasks(plan):
@@ -136,10 +138,10 @@ def _tasks(plan: Plan) -> Iterator[_Task]:
             for span in part.ranges:
                 yield _Task(number, span, (before + span.start + span.size) / total)
         else:
-            taken = 0
-            for rows in _groups(islice(_rows(part), limit)):
-                taken += len(rows)
-                yield _Task(number, rows, before / total)
+            taken = seen = 0
+            for rows, size in _groups(islice(_rows(part), limit)):
+                taken, seen = taken + len(rows), seen + size
+                yield _Task(number, rows, (before + min(seen, part.size)) / total)
             if limit is not None:
                 left[part.split, part.source] = limit - taken
         before += part.size
@@ -149,19 +151,27 @@ def _rows(part: Part) -> Iterator[RawRow]:
     return hub_rows(part.place) if isinstance(part.place, HubSet) else read_file(part.place)
 
 
-def _groups(rows: Iterator[RawRow]) -> Iterator[tuple[RawRow, ...]]:
-    """Rows in groups that are small both in number and in text."""
+def _groups(rows: Iterator[RawRow]) -> Iterator[tuple[tuple[RawRow, ...], int]]:
+    """Rows in groups that are small both in number and in text, with about their bytes."""
     group: list[RawRow] = []
     size = 0
     for row in rows:
         group.append(row)
-        values = row.value.values() if row.value else ()
-        size += sum(len(value) if isinstance(value, str) else 1000 for value in values)
+        size += _size(row.value)
         if len(group) == ROWS or size > CHARACTERS:
-            yield tuple(group)
+            yield tuple(group), size
             group, size = [], 0
     if group:
-        yield tuple(group)
+        yield tuple(group), size
+
+
+def _size(value: object) -> int:
+    """About the bytes that a value takes in a file."""
+    if isinstance(value, str):
+        return len(value) + 3
+    if isinstance(value, dict):
+        return sum(len(key) + 4 + _size(item) for key, item in value.items())
+    return sum(map(_size, value)) if isinstance(value, list) else 6
 
 
 class _Worker:

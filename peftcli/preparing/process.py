@@ -24,6 +24,8 @@ def main(folder: Path) -> None:
         result = (type(error), error.message, error.hint)
     except BrokenPipeError:
         sys.exit(1)  # the program that asked is gone
+    except OSError as error:
+        result = (OSError, error.errno, error.strerror)
     (folder / "result").write_bytes(pickle.dumps(result))
 
 

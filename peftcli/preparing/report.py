@@ -59,6 +59,7 @@ def report_of(
         files=tuple(files),
         template=template,
         end_of_turn=stops,
+        largest_id=max(known.largest_id for known in rows.values()),
         warnings=tuple(warnings),
     )
 
@@ -71,6 +72,7 @@ def read_report(stored: dict[str, Any]) -> DataReport:
         files=tuple(FileReport(**file) for file in stored["files"]),
         template=stored["template"],
         end_of_turn=tuple(stored["end_of_turn"]),
+        largest_id=stored["largest_id"],
         warnings=tuple(stored["warnings"]),
         cached=True,
     )

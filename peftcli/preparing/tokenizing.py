@@ -16,10 +16,15 @@ from tokenizers import Encoding, Tokenizer  # noqa: TID253
 from peftcli.data.formats import Row, reader
 from peftcli.data.messages import RowError
 from peftcli.data.rows import RawRow
-from peftcli.preparing.work import MASKED, SHOWN, Batch, Form, Hashes, Work
+from peftcli.preparing.offsets import token_range
+from peftcli.preparing.work import MASKED, SHOWN, Batch, Form, Hashes, Work, joined
 from peftcli.rendering.renderer import Rendered, Renderer
 from peftcli.rendering.sandbox import time_limit
 from peftcli.rendering.template import RenderError
+
+# Encodings take some 150 bytes a token, so only so many characters are encoded at a time.
+SLICE = 1 << 17
+MAX_CHARACTERS = 4 << 20
 
 
 @dataclass(slots=True)
@@ -43,23 +48,31 @@ class Tokenizing:
 
     def __call__(self, rows: Iterable[RawRow], form: Form) -> Batch:
         """Check, render, tokenise and mask `rows`; what is wrong with a row is in the batch."""
+        with time_limit():
+            return self._batch(rows, form)
+
+    def _batch(self, rows: Iterable[RawRow], form: Form) -> Batch:
         counts: Counter[str] = Counter()
         bad: list[str] = []
+        parts: list[Batch] = []
         good: list[_Row] = []
         read = reader(form.name, form.columns, form.labels)
-        with time_limit():
-            for raw in rows:
-                counts["read"] += 1
-                row = self._row(raw, read)
-                if isinstance(row, str):
-                    counts["bad"] += 1
-                    bad += [row] if len(bad) < SHOWN else []
-                    self.failed = self.work.stop_at_bad
-                elif not self.failed:
-                    good.append(row)
-        batch = self._tokens(good, counts)
-        batch.bad = bad
-        return batch
+        size = 0
+        for raw in rows:
+            counts["read"] += 1
+            row = self._row(raw, read)
+            if isinstance(row, str):
+                counts["bad"] += 1
+                bad += [row] if len(bad) < SHOWN else []
+                self.failed = self.work.stop_at_bad
+            elif not self.failed:
+                good.append(row)
+                size += len(row.rendered.text)
+            if size > SLICE:
+                parts.append(self._tokens(good, counts))
+                good, size = [], 0
+        parts.append(self._tokens(good, counts))
+        return joined(parts, counts, bad)
 
     def _row(self, raw: RawRow, read: Callable[[Row], Row]) -> _Row | str:
         place = raw.place
@@ -70,12 +83,16 @@ class Tokenizing:
             if "text" in row:
                 text = self._bare(row["text"])
                 rendered = Rendered(text, [(0, len(text))])
-                return _Row(place, rendered, text.encode(), True)
-            messages = self._messages(row)
-            rendered = self.render(messages, row.get("tools"))
+                question = text.encode()
+            else:
+                messages = self._messages(row)
+                rendered = self.render(messages, row.get("tools"))
+                question = _question(messages, rendered.text)
         except (RowError, RenderError) as error:
             return f"{place}: {error}"
-        return _Row(place, rendered, _question(messages, rendered.text), False)
+        if len(rendered.text) > MAX_CHARACTERS:
+            return f"{place}: {len(rendered.text):,} characters in one row; split it into several"
+        return _Row(place, rendered, question, "text" in row)
 
     def _messages(self, row: Row) -> list[Mapping[str, Any]]:
         messages = row.get("messages")
@@ -121,6 +138,7 @@ class Tokenizing:
             kept.append((row, ids, spans))
         batch = _flat(kept, counts)
         batch.too_long = too_long[:SHOWN]
+        batch.largest_id = int(batch.ids.max(initial=0))
         if self.work.unknown is not None:
             counts["unknown"] += int((batch.ids == self.work.unknown).sum())
         return batch
@@ -135,31 +153,6 @@ class Tokenizing:
         begin = [self.work.begin[1]] if self.work.begin else []
         ids = [*begin, *ids, self.work.end[1]]
         return ids, [(len(begin), len(ids))]
-
-
-def token_range(
-    encoding: Encoding, span: tuple[int, int], count: int, length: int
-) -> tuple[int, int]:
-    """The tokens, of `count`, that hold a character of `span` in a text of `length`."""
-    first = _token_at(encoding, span[0], length)
-    if first is None:
-        return count, count
-    last = _token_at(encoding, span[1], length)
-    if last is None:
-        return first, count
-    characters = encoding.token_to_chars(last)
-    straddles = characters is not None and characters[0] < span[1]
-    return first, last + straddles
-
-
-def _token_at(encoding: Encoding, position: int, length: int) -> int | None:
-    """The token of the first character from `position` on that any token holds."""
-    while position < length:
-        token: int | None = encoding.char_to_token(position)
-        if token is not None:
-            return token
-        position += 1
-    return None
 
 
 def _question(messages: Sequence[Mapping[str, Any]], text: str) -> bytes:

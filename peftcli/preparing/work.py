@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np  # noqa: TID253 - this file is heavy
 from numpy.typing import NDArray  # noqa: TID253
 
+from peftcli.data.hub import HubSet
 from peftcli.data.rows import DataFile
 from peftcli.data.scan import Range
-from peftcli.data.sources import HubSet
 from peftcli.rendering.probe import Turns
 from peftcli.rendering.template import TemplateSource
 
@@ -68,8 +68,25 @@ class Batch:
     groups: Hashes
     """A hash of what each row asks; rows that ask the same belong on one side of a split."""
     counts: Counter[str] = field(default_factory=Counter)
+    largest_id: int = 0
     bad: list[str] = field(default_factory=list)
     too_long: list[str] = field(default_factory=list)
+
+
+def joined(parts: Sequence[Batch], counts: Counter[str], bad: list[str]) -> Batch:
+    """Several batches as one; `counts` are those of all of them."""
+    return Batch(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.trained for part in parts]),
+        np.concatenate([part.contents for part in parts]),
+        np.concatenate([part.groups for part in parts]),
+        counts,
+        max(part.largest_id for part in parts),
+        bad,
+        [line for part in parts for line in part.too_long][:SHOWN],
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +98,7 @@ class Part:
     place: DataFile | HubSet
     form: Form
     size: int
-    """Bytes, or 1 for a hub set; only for the progress."""
+    """Bytes, for the progress and the number of workers."""
     ranges: tuple[Range, ...] = ()
     """Cut points of a file that several processes can read."""
 
@@ -107,5 +124,6 @@ class SplitRows:
     groups: Hashes
     per_source: dict[int, int]
     counts: Counter[str]
+    largest_id: int = 0
     bad: list[str] = field(default_factory=list)
     too_long: list[str] = field(default_factory=list)

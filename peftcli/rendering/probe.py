@@ -79,6 +79,8 @@ def probe(template: ChatTemplate, added: Sequence[str]) -> Turns:
         _opening(double.partition(SECOND)[0], asked, FIRST, ANSWER, unasked).removeprefix(last),
         calls.opening,
     ]
+    # What a prompt says for the model, such as <think>, is not said before an answer without it.
+    openings += [part.partition("<think>")[0] for part in openings[:2] if "<think>" in part]
     usable = len(openings[0].strip()) > 2
     openings = [part.lstrip() for part in openings if len(part.strip()) > 2]
     return Turns(

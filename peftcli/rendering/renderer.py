@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from peftcli.rendering.marks import Message, Span, any_of, apart, holds, mark, sendable, tagged
@@ -110,7 +111,7 @@ class Renderer:
         prompt = self.template.render(sent[:place], tools, prompt=True)
         content = sent[place]["content"].strip()
         written = text.find(content, len(prompt))
-        if not text.startswith(prompt) or text[len(prompt) : written].strip():
+        if not text.startswith(prompt) or written < 0:
             raise RenderError(UNKNOWN)
         return self._to_closing(text, len(prompt), written + len(content))
 
@@ -121,28 +122,41 @@ class Renderer:
         tools: Sequence[Any] | None,
         answers: Sequence[int],
     ) -> list[Span]:
-        """Marks at both ends of each answer, or at its end only where the start is rewritten."""
-        for both in (True, False):
-            marked = [mark(item, both) if item["role"] == "assistant" else item for item in sent]
-            try:
-                pieces = self.template.render(marked, tools).split(MARK)
-            except RenderError:
-                continue
-            per_answer = 2 if both else 1
-            if "".join(pieces) != text or len(pieces) != per_answer * len(answers) + 1:
-                continue
-            places, position = [], 0
-            for piece in pieces[:-1]:
-                position += len(piece)
-                places.append(position)
-            firsts, lasts = places[::per_answer], places[per_answer - 1 :: per_answer]
-            spans = [
-                self._to_closing(text, self._opened(text, first), last)
-                for first, last in zip(firsts, lasts, strict=True)
-            ]
+        """Places found by marks at both ends of the answers, or where each turn before one ends.
+
+        The second way is for templates that rewrite how an answer starts.
+        """
+        both = [mark(item, True) if item["role"] == "assistant" else item for item in sent]
+        places = self._places(text, both, tools)
+        if len(places) == 2 * len(answers):
+            pairs = zip(places[::2], places[1::2], strict=True)
+            spans = [self._to_closing(text, self._opened(text, a), b) for a, b in pairs]
             if apart(spans):
                 return spans
-        raise RenderError(UNKNOWN)
+        ending = sorted({*answers, *(place - 1 for place in answers if place)})
+        ends = [mark(item, False) if i in ending else item for i, item in enumerate(sent)]
+        places = self._places(text, ends, tools)
+        if len(places) != len(ending):
+            raise RenderError(UNKNOWN)
+        known, spans = dict(zip(ending, places, strict=True)), []
+        for place in answers:
+            start = self.opening.search(text, known.get(place - 1, 0))
+            if start is None or start.end() > known[place]:
+                raise RenderError(UNKNOWN)
+            spans.append(self._to_closing(text, start.end(), known[place]))
+        return spans
+
+    def _places(
+        self, text: str, marked: Sequence[Message], tools: Sequence[Any] | None
+    ) -> list[int]:
+        """Where the marks of `marked` stand in `text`; none when they changed the text."""
+        try:
+            pieces = self.template.render(marked, tools).split(MARK)
+        except RenderError:
+            return []
+        if "".join(pieces) != text:
+            return []
+        return list(accumulate(len(piece) for piece in pieces[:-1]))
 
     def _opened(self, text: str, position: int) -> int:
         """Where the turn that is written at `position` starts."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from types import FrameType
@@ -14,6 +15,7 @@ from typing import Any
 from jinja2 import nodes  # noqa: TID253 - this file is heavy
 from jinja2.exceptions import SecurityError, TemplateRuntimeError  # noqa: TID253
 from jinja2.ext import Extension  # noqa: TID253
+from jinja2.filters import do_indent  # noqa: TID253
 from jinja2.parser import Parser  # noqa: TID253
 from jinja2.runtime import Macro  # noqa: TID253
 from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: TID253
@@ -21,6 +23,9 @@ from jinja2.utils import Namespace  # noqa: TID253
 
 CPU_SECONDS = 60.0
 MAX_STEPS = 1_000_000
+WIDE = re.compile(r"\d{5}|\*")
+# Of no use to a chat template, and a way to fill the memory or to differ from run to run.
+UNUSED = ("lipsum", "cycler", "joiner", "batch", "slice", "random")
 # The date Llama 3 itself falls back to.
 DATE = datetime(2024, 7, 26)
 # Unicode noncharacters: they occur in no text, so they can mark places in it.
@@ -55,7 +60,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.filters["tojson"] = _to_json
-        self.filters["center"] = _no_padding
+        self.filters["center"] = _center
+        self.filters["format"] = _format
+        self.filters["indent"] = _indent
         self.globals |= {
             "raise_exception": _raise,
             "strftime_now": DATE.strftime,
@@ -63,13 +70,25 @@ class Sandbox(ImmutableSandboxedEnvironment):
             "dict": _new_dict,
             "namespace": _Namespace,
         }
-        for name in ("lipsum", "cycler", "joiner"):
+        for name in UNUSED:
             self.globals.pop(name, None)
+            self.filters.pop(name, None)
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(arg, int) and abs(arg) > MAX_STEPS for arg in args):
+            raise TooMuch("it pads text")
+        return super().call(__context, __obj, *args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None:
+            _narrow(value.__self__)
+        return wrapped
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         pair = (left, right)
         if operator == "%" and isinstance(left, str):
-            raise TooMuch("it formats text with %")
+            _narrow(left)
         if any(isinstance(side, str | list | tuple) for side in pair):
             size = max(len(side) for side in pair if isinstance(side, str | list | tuple))
             times = max((side for side in pair if isinstance(side, int)), default=1)
@@ -113,10 +132,23 @@ def _to_json(
     )
 
 
-def _no_padding(value: str, width: int = 80) -> str:
-    if width > 1000:
+def _narrow(form: str) -> str:
+    """A format without a width that would fill the memory."""
+    if WIDE.search(form):
         raise TooMuch("it pads text")
-    return value.center(width)
+    return form
+
+
+def _format(form: str, *values: Any) -> str:
+    return _narrow(form) % values
+
+
+def _center(text: str, width: int = 80) -> str:
+    return text.center(int(_narrow(str(width))))
+
+
+def _indent(text: str, width: int = 4, first: bool = False, blank: bool = False) -> str:
+    return do_indent(text, int(_narrow(str(width))), first, blank)
 
 
 def _raise(message: str) -> None:
