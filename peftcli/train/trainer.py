@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
-from trl.trainer.utils import add_fused_lm_head
 
 from peftcli.train import checkpoints
 from peftcli.train.collator import Collator
@@ -50,31 +49,6 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             processing_class=tokenizer,
             callbacks=callbacks,
         )
-        if not self.aux_loss_enabled:
-            base = model.get_base_model() if isinstance(model, PeftModel) else model
-            add_fused_lm_head(base, outputs=("log_probs",))
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Mean loss over the step's trained tokens, without TRL's entropy and accuracy.
-
-        Those cost two more passes over the logits at every step. A mixture of experts goes TRL's
-        way, which adds the router's loss.
-        """
-        if self.aux_loss_enabled or return_outputs:
-            loss: torch.Tensor = super().compute_loss(
-                model, inputs, return_outputs, num_items_in_batch
-            )
-            return loss
-        outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-        tokens = outputs.label_mask.sum() if num_items_in_batch is None else num_items_in_batch
-        mean: torch.Tensor = -outputs.log_probs.sum() / torch.as_tensor(tokens).clamp(min=1)
-        return mean
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer, with other learning rates where the method asks for them."""
