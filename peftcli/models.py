@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -129,7 +130,7 @@ def load_base(
             f"model: {model.name} does not fit on {device.name} ({device.memory_gib:.1f} GiB)",
             "write `method: qlora`, which holds the base in 4 bits, or use a larger GPU",
         ) from None
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise _unloadable(model, error) from None
     if quantization is not None and device.kind == "cpu":
         _keep_exact(base)
@@ -166,7 +167,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
         raise ArtefactError(f"{folder}: holds no adapter", "name a folder with adapter_config.json")
     try:
         return PeftModel.from_pretrained(base, str(folder))
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise ArtefactError(
             f"{folder}: does not load on this base: {first}",

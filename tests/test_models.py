@@ -1,0 +1,90 @@
+"""Loading: what is not there, what is not what it says, and a 4-bit base that stays as it is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BitsAndBytesConfig
+
+from peftcli.errors import ArtefactError, UsageError
+from peftcli.models import Device, load_adapter, load_base, load_config, load_tokenizer, locate
+from peftcli.recipe.schema import Model
+
+CPU = Device("cpu", "float32", "CPU", None)
+
+
+def test_an_evaluation_leaves_a_4_bit_base_as_it_was(base_model: Path) -> None:
+    """bitsandbytes repacks and rounds NF4 weights on some CPUs, and later gradients are wrong."""
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = load_base(Model(name=str(base_model)), CPU, nf4)
+    ids = torch.arange(3, 19)[None]
+
+    def gradient() -> torch.Tensor:
+        model.train()
+        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+        model(inputs_embeds=embedded, labels=ids).loss.backward()
+        assert embedded.grad is not None
+        return embedded.grad
+
+    before = gradient()
+    model.eval()
+    with torch.no_grad():
+        model(ids)
+    assert torch.equal(gradient(), before)
+
+
+@pytest.mark.parametrize("name", ["bundled:tyni", "/no/such/folder", "./model"])
+def test_a_model_that_is_not_here(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="model: "):
+        locate(Model(name=name))
+
+
+def test_a_hub_model_without_a_network(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="neither a folder here nor a model the hub gave"):
+        load_config(Model(name="somebody/nothing"))
+
+
+def test_a_model_with_code_of_its_own_is_refused_without_asking(
+    base_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(base_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text("open('ran', 'w')\n")
+    with pytest.raises(ArtefactError, match="Python code of its own, which was not run"):
+        load_config(Model(name=str(folder)))
+    assert not list(tmp_path.rglob("ran"))
+
+
+def test_pickled_weights_are_not_loaded(base_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(base_model, folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ArtefactError, match="safetensors"):
+        load_base(Model(name=str(folder)), CPU)
+
+
+def test_damaged_weights_are_named(base_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(base_model, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ArtefactError, match="model: "):
+        load_base(Model(name=str(folder)), CPU)
+
+
+def test_a_tokenizer_gets_a_pad_token_of_its_own(base_model: Path) -> None:
+    tokenizer = load_tokenizer(Model(name=str(base_model)))
+    assert tokenizer.pad_token == "<pad>" != tokenizer.eos_token
+
+
+def test_a_folder_without_an_adapter(base_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="holds no adapter"):
+        load_adapter(load_base(Model(name=str(base_model)), CPU), tmp_path)
