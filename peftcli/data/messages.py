@@ -23,6 +23,9 @@ ROLES = {
     "function_response": "tool",
     "tool_response": "tool",
 }
+# Nearly all messages look like this, and need no further reading.
+PLAIN = {"role", "content"}
+SPEAKERS = ("user", "assistant", "system")
 # Keys that templates read beside role, content and tool_calls.
 KEPT = ("name", "tool_call_id", "weight")
 REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -57,7 +60,7 @@ def read_turns(value: object, field: str) -> list[Message]:
         raise RowError(f"'{field}' is {found(value)}, expected a list of messages")
     if not value:
         raise RowError(f"'{field}' is an empty list")
-    return [_message(item, f"{field}[{index}]") for index, item in enumerate(value)]
+    return [_message(item, field, index) for index, item in enumerate(value)]
 
 
 def read_tools(value: object, field: str = "tools") -> list[dict[str, Any]] | None:
@@ -73,7 +76,12 @@ def read_tools(value: object, field: str = "tools") -> list[dict[str, Any]] | No
     ]
 
 
-def _message(raw: object, at: str) -> Message:
+def _message(raw: object, field: str, index: int) -> Message:
+    if isinstance(raw, dict) and raw.keys() == PLAIN and raw["role"] in SPEAKERS:
+        content = raw["content"]
+        if isinstance(content, str) and (raw["role"] != "assistant" or content.strip()):
+            return raw
+    at = f"{field}[{index}]"
     if not isinstance(raw, dict):
         raise RowError(f"'{at}' is {found(raw)}, expected a map with role and content")
     role = _role(raw, at)

@@ -9,7 +9,7 @@ import torch
 from peftcli.errors import ResourceError
 from peftcli.models import Device
 
-LOGITS_BYTES = {"cuda": 2 << 30, "cpu": 256 << 20}
+LOGITS_BYTES = {"cuda": 1 << 30, "cpu": 256 << 20}
 FORWARD_TOKENS = {"cuda": 16384, "cpu": 2048}
 
 
@@ -21,34 +21,40 @@ def forward_tokens(device: Device, vocabulary: int, wanted: int | None) -> int:
     return max(256, min(FORWARD_TOKENS[device.kind], LOGITS_BYTES[device.kind] // bytes_each))
 
 
-def batches(lengths: Sequence[int], tokens: int, most_rows: int = 512) -> list[list[int]]:
-    """Row numbers, longest rows first, in batches whose padded size is at most `tokens`."""
+def each_batch(
+    lengths: Sequence[int],
+    tokens: int,
+    work: Callable[[list[int]], None],
+    most_rows: int = 512,
+) -> None:
+    """Do `work` on row numbers, longest rows first, in batches of at most `tokens` with padding.
+
+    When the GPU's memory is too small, this and all later batches are halved.
+    """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    found: list[list[int]] = []
-    for row in order:
-        longest = lengths[found[-1][0]] if found else 0
-        if found and (len(found[-1]) + 1) * longest <= tokens and len(found[-1]) < most_rows:
-            found[-1].append(row)
-        else:
-            found.append([row])
-    return found
+    start = 0
+    while start < len(order):
+        longest = max(1, lengths[order[start]])
+        rows = order[start : start + max(1, min(most_rows, tokens // longest))]
+        if _fits(work, rows):
+            start += len(rows)
+            continue
+        torch.cuda.empty_cache()
+        tokens = longest * (len(rows) // 2)
 
 
-def halving(work: Callable[[list[int]], None], rows: list[int]) -> None:
-    """Do `work` on the rows, on half of them at a time where the GPU's memory is too small."""
+def _fits(work: Callable[[list[int]], None], rows: list[int]) -> bool:
+    """Whether the work was done; the memory of a failed try is free again on return."""
     try:
         work(rows)
-        return
     except torch.cuda.OutOfMemoryError:
         if len(rows) == 1:
             raise ResourceError(
                 "the GPU ran out of memory on a single row",
                 "write a smaller data.max_length, or use a larger GPU",
             ) from None
-    torch.cuda.empty_cache()
-    middle = len(rows) // 2
-    halving(work, rows[:middle])
-    halving(work, rows[middle:])
+        return False
+    return True
 
 
 def padded(

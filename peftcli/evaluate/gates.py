@@ -16,8 +16,9 @@ from peftcli.evaluate.statistics import (
     bootstrap,
     fewer_gained,
     holm,
+    unseen_share,
 )
-from peftcli.evaluate.wording import figure, spread
+from peftcli.evaluate.wording import bar, figure, spread
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _least(ground: Ground, name: str, limit: float) -> Claim:
         broken, kept = found.p_below(limit), found.p_above(limit)
     edges = spread(name, score.low, score.high)
     shown = f"{name} of {arm} is {figure(name, score.value)} ({edges})"
-    limited = f"below {figure(name, limit)}"
+    limited = f"below {bar(name, limit)}"
     return Claim(f"fail_under {name}", broken, kept, shown, limited, len(rows))
 
 
@@ -120,12 +121,14 @@ def _gain(ground: Ground, measured: Measured, first: str, second: str, limit: fl
         elif gained + lost == 0:  # no resample differs, but other rows might
             unseen = (1 - min(1.0, abs(limit))) ** count
             broken, kept = (unseen, 1.0) if limit > 0 else (1.0, unseen)
+        if gained + lost == 0:
+            low, high = -unseen_share(count), unseen_share(count)
     title = measured.metric.name
     gain, edges = figure(title, value, signed=True), spread(title, low, high, signed=True)
     what = f"{title} gains {gain} ({edges})"
     name = "against" if first == "earlier" else "min_gain"
     shown = f"{what} over {'the earlier report' if first == 'earlier' else first}"
-    return Claim(name, broken, kept, shown, f"below {figure(title, limit)}", count)
+    return Claim(name, broken, kept, shown, f"below {bar(title, limit)}", count)
 
 
 def _forgetting(ground: Ground, measured: Measured, limit: float) -> Claim:

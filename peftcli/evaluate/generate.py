@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from peftcli.evaluate.batches import batches, halving, padded
+from peftcli.evaluate.batches import each_batch, padded
 from peftcli.evaluate.score import AnyModel, Ids
 from peftcli.models import Device
 
@@ -64,13 +64,12 @@ def write_answers(
                 done(rows, [Answer((), False)] * len(rows))
                 continue
             lengths = [len(prompts[row]) + room for row in rows]
-            for part in batches(lengths, CACHED_TOKENS[device.kind], MOST_ROWS[device.kind]):
 
-                def work(places: list[int], room: int = room) -> None:
-                    asked = [prompts[place] for place in places]
-                    done(places, _answers(model, asked, room, decoding))
+            def work(places: list[int], rows: list[int] = rows, room: int = room) -> None:
+                some = [rows[place] for place in places]
+                done(some, _answers(model, [prompts[row] for row in some], room, decoding))
 
-                halving(work, [rows[place] for place in part])
+            each_batch(lengths, CACHED_TOKENS[device.kind], work, MOST_ROWS[device.kind])
     finally:
         model.generation_config = own
 

@@ -199,6 +199,7 @@ def _ground(evaluation: Evaluation) -> str:
         ("rows", f"{rows.source}; {rows.held_out} for the loss, {rows.answered} for the scores"),
         ("left out as training rows", leaked),
         ("left out as cut", str(rows.cut)),
+        *(("cut", text) for text in rows.cut_rows),
         ("rows twice", str(rows.repeated)),
         ("hash of the rows", rows.sha256),
         ("metrics", evaluation.why_metrics),

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from peftcli.evaluate.batches import batches, halving, padded
+from peftcli.evaluate.batches import each_batch, padded
 from peftcli.preparing.work import MASKED
 
 AnyModel: TypeAlias = PreTrainedModel | PeftModel
@@ -46,8 +46,7 @@ def row_losses(
     def work(rows: list[int]) -> None:
         done(rows, _losses(model, [ids[row] for row in rows], [labels[row] for row in rows]))
 
-    for rows in batches([len(row) for row in ids], tokens):
-        halving(work, rows)
+    each_batch([len(row) for row in ids], tokens, work)
 
 
 @torch.inference_mode()
@@ -73,8 +72,7 @@ def choice_log_likelihoods(
     lengths = [
         len(prompt) + sum(map(len, some)) for prompt, some in zip(prompts, candidates, strict=True)
     ]
-    for rows in batches(lengths, tokens):
-        halving(work, rows)
+    each_batch(lengths, tokens, work)
 
 
 def _losses(model: AnyModel, ids: Sequence[Ids], labels: Sequence[Ids]) -> list[Loss]:
@@ -155,10 +153,13 @@ def _without_cache(
     ids = [[*prompt, *one] for prompt, one in pairs]
     labels = [[MASKED] * len(prompt) + list(one) for prompt, one in pairs]
     found = [0.0] * len(ids)
-    for rows in batches([len(row) for row in ids], tokens):
+
+    def work(rows: list[int]) -> None:
         scored = _losses(model, [ids[row] for row in rows], [labels[row] for row in rows])
         for row, loss in zip(rows, scored, strict=True):
             found[row] = -loss.nats
+
+    each_batch([len(row) for row in ids], tokens, work)
     return _grouped(found, candidates)
 
 

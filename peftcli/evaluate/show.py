@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 from peftcli.evaluate.progress import Progressed, Tell
 from peftcli.evaluate.result import Difference, Evaluation
-from peftcli.evaluate.wording import figure, headlines, perplexity, size_text, spread
+from peftcli.evaluate.wording import (
+    drop_text,
+    figure,
+    headlines,
+    perplexity,
+    size_text,
+    spread,
+)
 from peftcli.events import Note, Warned
 from peftcli.report import print_json
 
@@ -138,5 +145,11 @@ def _about_rows(evaluation: Evaluation) -> list[str]:
     lines = [
         f"{rows.source}: {rows.held_out} rows, {rows.answered} scored, {leaked}, {rows.cut} cut; "
         f"greedy, at most {settings['max_new_tokens']} new tokens, seed {settings['seed']}"
+    ]
+    lines += [
+        f"{one.rows} rows would show a drop in {one.metric} from "
+        f"{drop_text(one)} on, in four of five evaluations"
+        for one in evaluation.differences
+        if one.metric == evaluation.primary and one.first == "base"
     ]
     return [*lines, *evaluation.notes]

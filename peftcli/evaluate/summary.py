@@ -27,6 +27,8 @@ from peftcli.run_dir import RunDir
 ENDED = Metric("ended", lambda prediction, reference: (), mean)
 """Answers that the model ended itself, before the limit of new tokens."""
 
+SELDOM = 0.8
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -70,7 +72,7 @@ class Summary:
             gates=judge(self.options.gates, ground),
             examples=examples_of(self.asked, measured, said, self.target.tuned_arm),
             settings=dict(self.settings),
-            notes=self.asked.notes,
+            notes=(*self.asked.notes, *self._remarks(measured)),
             table=table_of(list(measured.values())),
             recipe=recipe_text(loaded.recipe) if loaded is not None else "",
             losses=losses,
@@ -99,6 +101,20 @@ class Summary:
             for arm, of in self.found.written.items()
         }
         return Measured(ENDED, keys, rows)
+
+    def _remarks(self, measured: Mapping[str, Measured]) -> list[str]:
+        """What looks wrong with the answers."""
+        if ENDED.name not in measured:
+            return []
+        tuned = self.target.tuned_arm
+        rows = measured[ENDED.name].arms[tuned]
+        share = sum(row[0] for row in rows) / len(rows)
+        if share >= SELDOM:
+            return []
+        return [
+            f"{tuned} ended {share:.0%} of its answers itself, the rest at the limit of new "
+            "tokens; either the limit is short, or it never learned the token that ends a turn"
+        ]
 
     def _compared(self, every: Sequence[Measured]) -> tuple[list[Score], list[Difference]]:
         seed, resamples = self.options.seed, self.options.resamples

@@ -26,6 +26,11 @@ def figure(metric: str, value: float, *, signed: bool = False) -> str:
     return f"{round(value, places) + 0.0:{sign}.{places}f}"
 
 
+def bar(metric: str, limit: float) -> str:
+    """A limit as it was written: 80 %, or 45."""
+    return f"{100 * limit:g} %" if is_share(metric) else f"{limit:g}"
+
+
 def spread(metric: str, low: float, high: float, *, signed: bool = False) -> str:
     """An interval: 66.9 to 75.4."""
     parts = [figure(metric, edge, signed=signed).removesuffix(" %") for edge in (low, high)]
@@ -71,7 +76,7 @@ def headlines(evaluation: Evaluation) -> list[str]:
 
 def line_of(one: Difference) -> str:
     """One difference as a sentence."""
-    unit = " points" if is_share(one.metric) else " nats" if one.metric == "loss" else ""
+    unit = _unit(one.metric)
     change = (
         f"{figure(one.metric, one.value, signed=True)}{unit} "
         f"({spread(one.metric, one.low, one.high, signed=True)}, {p_text(one.p_value)})"
@@ -79,12 +84,20 @@ def line_of(one: Difference) -> str:
     name = {"now": "this evaluation", "earlier": "the earlier report"}
     second, first = name.get(one.second, one.second), name.get(one.first, one.first)
     if one.verdict == NEVER:
-        drop = figure(one.metric, one.smallest_drop).removesuffix(" %") + unit
         return (
             f"{one.metric}: {NEVER} between {first} and {second}, {change}; "
-            f"{one.rows} rows show drops from {drop} on"
+            f"{one.rows} rows show drops from {drop_text(one)} on"
         )
     return f"{one.metric}: {second} is {one.verdict} than {first}, {change}"
+
+
+def drop_text(one: Difference) -> str:
+    """The smallest drop that so many rows would have shown."""
+    return figure(one.metric, one.smallest_drop).removesuffix(" %") + _unit(one.metric)
+
+
+def _unit(metric: str) -> str:
+    return " points" if is_share(metric) else " nats" if metric == "loss" else ""
 
 
 def forgetting_line(one: Forgetting) -> str:

@@ -77,8 +77,8 @@ def lora(a: Tensor, b: Tensor, scale: float, *, transposed: bool) -> Update:
 
     def delta(region: Region) -> Tensor:
         if transposed:
-            return (b @ a[:, region[0]]).T * scale
-        return (b[region[0]] @ a) * scale
+            return (b @ a[:, region[0]]).T.mul_(scale)
+        return (b[region[0]] @ a).mul_(scale)
 
     return Update(delta=delta, content=(a, b), scale=scale, weighted=True)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import transformers
 
 from peftcli.errors import ResourceError
+from peftcli.merge.compute import single_threaded
 from peftcli.merge.finish import finish
 from peftcli.merge.identity import check_output
 from peftcli.merge.options import MergeOptions, WeightedAdapter
@@ -41,7 +42,8 @@ def run(source: Path | None, options: MergeOptions, tell: Tell) -> MergeResult:
     inputs = locate((*named, *options.adapters), options)
     output = options.output or _default_output(inputs.sources[0])
     check_output(output, inputs.sources, inputs.base, overwrite=options.overwrite)
-    prepared = prepare(inputs, options, tell)
+    with single_threaded():
+        prepared = prepare(inputs, options, tell)
     for text in prepared.warnings:
         tell(f"warning: {text}")
     with _staging(output) as staging:

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 from peftcli.errors import NumericalError, ResourceError
 from peftcli.merge.base import INDEX
 from peftcli.merge.checkpoint import NAMES
-from peftcli.merge.compute import Arithmetic, Rounding, new_rows
+from peftcli.merge.compute import Arithmetic, Rounding, new_rows, single_threaded
 from peftcli.merge.plan import Item, Plan
 
 COPY_BYTES = 1 << 26
@@ -41,7 +41,7 @@ def write_weights(
     """
     total = Rounding()
     done, lock = 0, threading.Lock()
-    with _single_threaded(), ThreadPoolExecutor(_workers()) as pool:
+    with single_threaded(), ThreadPoolExecutor(_workers()) as pool:
         try:
             for file, items in plan.shards.items():
                 for item, rounding in _shard(folder / file, items, arithmetic, pool):
@@ -154,17 +154,6 @@ def _write_index(plan: Plan, folder: Path) -> None:
     names = {item.name: file for file, items in plan.shards.items() for item in items}
     content = {"metadata": {"total_size": plan.bytes}, "weight_map": dict(sorted(names.items()))}
     (folder / INDEX).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """One thread for each product: the pool works on several tensors at once instead."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _workers() -> int:

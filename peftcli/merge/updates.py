@@ -86,6 +86,10 @@ def plain_name(key: str) -> str:
     return key.removeprefix(PREFIX)
 
 
+def _trained(factor: torch.Tensor) -> bool:
+    return bool(factor.abs().max() > 0)
+
+
 def _linear(site: Site) -> list[tuple[str, Update]]:
     a, b = site.take("lora_A.weight"), site.take("lora_B.weight")
     transposed = bool(site.layer.fan_in_fan_out)
@@ -94,7 +98,7 @@ def _linear(site: Site) -> list[tuple[str, Update]]:
         magnitude = site.take("lora_magnitude_vector")
         update = deltas.dora(a, b, magnitude, site.scale, transposed=transposed)
         found.append((f"{site.parameter}.weight", update))
-    elif b.any():  # untrained, for instance in a part of the model that text does not reach
+    elif _trained(b):  # untrained, for instance in a part of the model that text does not reach
         update = deltas.lora(a, b, site.scale, transposed=transposed)
         found.append((f"{site.parameter}.weight", update))
     if site.has("lora_B.bias"):
@@ -108,7 +112,7 @@ def _embedding(site: Site) -> list[tuple[str, Update]]:
     if site.has("lora_magnitude_vector"):
         magnitude = site.take("lora_magnitude_vector")
         update = deltas.dora_embedding(a, b, magnitude, site.scale)
-    elif a.any():  # an embedding's A starts at zero
+    elif _trained(a):  # an embedding's A starts at zero
         update = deltas.lora_embedding(a, b, site.scale)
     else:
         return []
@@ -119,7 +123,7 @@ def _parameter(site: Site) -> list[tuple[str, Update]]:
     a, b = site.take("lora_A.weight"), site.take("lora_B.weight")
     layer = site.layer
     name = f"{site.parameter}.{layer.parameter_name}"
-    if not b.any():
+    if not _trained(b):
         return []
     if layer.num_experts == 1:
         return [(name, deltas.lora(a, b, site.scale, transposed=False))]

@@ -18,8 +18,10 @@ def any_of(texts: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len)[::-1]) or "(?!)")
 
 
-def sendable(message: Message, text_arguments: bool) -> dict[str, Any]:
+def sendable(message: Message, text_arguments: bool) -> Message:
     """The message as templates know it: without our weight, arguments as they want them."""
+    if "weight" not in message and not text_arguments:
+        return message
     sent = dict(message)
     sent.pop("weight", None)
     if text_arguments and "tool_calls" in sent:

@@ -49,9 +49,12 @@ class Renderer:
         """Render one row; RenderError when the template refuses it or answers are not found."""
         if not self.turns.calls and (tools or any("tool_calls" in item for item in messages)):
             raise RenderError("the chat template does not write tools and tool calls")
-        controls = sum(len(self.control.findall(message["content"])) for message in messages)
+        # No token holds a NUL, so this finds tokens inside one message only.
+        controls = len(self.control.findall("\0".join([item["content"] for item in messages])))
         sent = [sendable(message, self.turns.text_arguments) for message in messages]
-        text, spans = tagged(self.template.render(sent, tools))
+        text, spans = self.template.render(sent, tools), list[Span]()
+        if self.turns.tagged:
+            text, spans = tagged(text)
         if self.train_on == "all":
             return Rendered(text, [(0, len(text))], controls)
         answers = [place for place, item in enumerate(sent) if item["role"] == "assistant"]

@@ -10,7 +10,8 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import VOCABULARY, tiny_model
 from transformers import PreTrainedModel
 
-from peftcli.evaluate.batches import batches
+from peftcli.errors import ResourceError
+from peftcli.evaluate.batches import each_batch
 from peftcli.evaluate.generate import Answer, Decoding, write_answers
 from peftcli.evaluate.score import Loss, choice_log_likelihoods, row_losses
 from peftcli.models import Device
@@ -147,11 +148,36 @@ def test_a_row_near_the_end_of_the_positions_gets_what_room_there_is() -> None:
 
 def test_batches_hold_their_budget_and_every_row_once() -> None:
     lengths = [random.Random(i).randint(1, 60) for i in range(100)]
-    found = batches(lengths, 128, most_rows=8)
+    found: list[list[int]] = []
+    each_batch(lengths, 128, found.append, most_rows=8)
     assert sorted(row for batch in found for row in batch) == list(range(100))
     assert all(len(batch) <= 8 for batch in found)
     assert all(len(batch) * max(lengths[row] for row in batch) <= 128 for batch in found)
-    assert batches([500], 128) == [[0]]
+    found.clear()
+    each_batch([500], 128, found.append)
+    assert found == [[0]]
+
+
+def test_batches_shrink_when_memory_is_short_and_stay_small() -> None:
+    done: list[list[int]] = []
+    tries: list[int] = []
+
+    def work(rows: list[int]) -> None:
+        tries.append(len(rows))
+        if len(rows) > 3:
+            raise torch.cuda.OutOfMemoryError
+        done.append(rows)
+
+    each_batch([10] * 20, 160, work)
+    assert sorted(row for batch in done for row in batch) == list(range(20))
+    assert tries[:3] == [16, 8, 4]
+    assert set(tries[3:]) == {2}
+
+    def never(rows: list[int]) -> None:
+        raise torch.cuda.OutOfMemoryError
+
+    with pytest.raises(ResourceError, match="single row"):
+        each_batch([10] * 4, 40, never)
 
 
 def answers_of(

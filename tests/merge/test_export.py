@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from peftcli.bundled import bundled
+from peftcli.merge.checkpoint import read_safetensors
 from peftcli.merge.modelfile import go_template, learn_pieces, write_modelfile
 from peftcli.merge.result import (
     BaseUsed,
@@ -212,12 +213,10 @@ def test_result_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_llama_cpp_knows_every_tensor() -> None:
     """As far as its Python package goes: the converter itself is a script of its repository."""
     gguf = pytest.importorskip("gguf")
-    from safetensors import safe_open
-
     source = bundled("bundled:tiny")
     assert source is not None
     config = json.loads((source / "config.json").read_text())
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    with safe_open(source / "model.safetensors", "pt") as file:
-        unknown = [name for name in file.keys() if not names.get_name(name, (".weight", ".bias"))]
+    stored = read_safetensors(source / "model.safetensors")
+    unknown = [name for name in stored if not names.get_name(name, (".weight", ".bias"))]
     assert unknown == []
