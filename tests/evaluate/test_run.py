@@ -161,6 +161,7 @@ def test_other_stop_tokens_than_in_training_cost_the_score(
     found = evaluate(colour_run, WRITTEN)
     assert value(found, "exact_match", "adapter") < 0.3
     assert value(found, "ended", "adapter") < 0.3
+    assert any("never learned the token that ends a turn" in note for note in found.notes)
 
 
 def test_prompts_are_the_tokens_of_training_with_one_begin_token(
