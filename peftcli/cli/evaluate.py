@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from peftcli.cli.app import Json, Offline, app
+
+if TYPE_CHECKING:
+    from peftcli.evaluate.options import EvalOptions
 
 Source = Annotated[
     Path, typer.Argument(help="A run folder, recipe, adapter or model.", show_default=False)
@@ -53,6 +56,9 @@ def evaluate(
     against: Annotated[Path | None, typer.Option(help="An earlier eval.json to beat.")] = None,
     limit: Annotated[int, typer.Option(help="Rows whose answers are scored; 0 for all.")] = 500,
     max_new_tokens: Annotated[int | None, typer.Option(help="The longest answer.")] = None,
+    max_cut: Annotated[
+        str, typer.Option(help="The share of rows that may be left out as cut.")
+    ] = "5%",
     latency: Annotated[bool, typer.Option(help="Measure speed too.")] = True,
     base_model: BaseModel = None,
     device: Device = "auto",
@@ -86,6 +92,7 @@ def evaluate(
         against=against,
         limit=limit or None,
         max_new_tokens=max_new_tokens,
+        max_cut=read_share(max_cut, "--max-cut"),
         latency=latency,
         device=device,
         output=output,
@@ -93,6 +100,11 @@ def evaluate(
         offline=offline,
     )
     check(source, options)
+    judged(source, options, as_json=as_json)
+
+
+def judged(source: Path, options: EvalOptions, *, as_json: bool) -> None:
+    """Evaluate, show the report, and raise for broken gates."""
     from peftcli.evaluate.gates import enforce
     from peftcli.evaluate.run import run
     from peftcli.evaluate.show import show, telling

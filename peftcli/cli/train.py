@@ -57,3 +57,8 @@ def train(
     with report.training(quiet=quiet, as_json=as_json) as tell:
         result = run(loaded, options, tell)
     report.show_training(result, quiet=quiet, as_json=as_json)
+    if loaded.recipe.evaluation.gates is not None:
+        from peftcli.cli.evaluate import judged
+        from peftcli.evaluate.options import EvalOptions
+
+        judged(result.output, EvalOptions(latency=False, offline=offline), as_json=as_json)

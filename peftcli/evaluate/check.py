@@ -13,7 +13,7 @@ from peftcli.data.sources import Source, check_exist
 from peftcli.errors import DataError, ResourceError, UsageError
 from peftcli.evaluate.against import read_report
 from peftcli.evaluate.choices import has_choices, read_choices
-from peftcli.evaluate.options import EvalOptions
+from peftcli.evaluate.options import EvalOptions, completed
 from peftcli.evaluate.target import Target, check_base, find_target, local_base
 from peftcli.metrics import Metric, check_installed, find_metric, function_metric
 from peftcli.recipe.schema import Data
@@ -22,8 +22,6 @@ from peftcli.recipe.schema import Source as RecipeSource
 
 def check(source: Path, options: EvalOptions) -> Target:
     """The target of an evaluation that can start; raises PeftcliError with what is wrong."""
-    metrics = [find_metric(name) for name in (*options.metrics, *options.gates.fail_under)]
-    check_installed(metrics)
     if options.metric_function:
         load_function(options.metric_function)
     if options.tasks and not find_spec("lm_eval"):
@@ -31,6 +29,9 @@ def check(source: Path, options: EvalOptions) -> Target:
     if options.against is not None:
         read_report(options.against)
     target = find_target(source, output=options.output, base=options.base_model)
+    options = completed(options, target)
+    metrics = [find_metric(name) for name in (*options.metrics, *options.gates.fail_under)]
+    check_installed(metrics)
     _check_arms(target, options)
     _check_rows(target, options)
     check_base(target, local_base(target))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from peftcli.errors import UsageError
+from peftcli.evaluate.target import Target
 from peftcli.metrics import find_metric
 
 
@@ -71,6 +72,34 @@ class EvalOptions:
     fresh: bool = False
     """Measure again what an earlier evaluation of the same left."""
     offline: bool = False
+
+
+def completed(options: EvalOptions, target: Target) -> EvalOptions:
+    """What the command line leaves open, from the recipe; its gates are about a tuned model."""
+    if target.loaded is None:
+        return options
+    own = target.loaded.recipe.evaluation
+    gates, given = own.gates, options.gates
+    if gates is not None and (target.adapter or target.tuned):
+        drift = gates.max_merge_drift if target.merged else None
+        given = Gates(
+            fail_under={**gates.fail_under, **given.fail_under},
+            min_gain=_first(given.min_gain, gates.min_gain),
+            max_forgetting=_first(given.max_forgetting, gates.max_forgetting),
+            max_merge_drift=_first(given.max_merge_drift, drift),
+            require_proof=given.require_proof or gates.require_proof,
+        )
+    return replace(
+        options,
+        metrics=options.metrics or own.metrics,
+        retain=options.retain if options.retain is not None else own.retain,
+        max_new_tokens=options.max_new_tokens or own.max_new_tokens,
+        gates=given,
+    )
+
+
+def _first(given: float | None, own: float | None) -> float | None:
+    return given if given is not None else own
 
 
 def read_limits(values: Sequence[str]) -> dict[str, float]:

@@ -21,7 +21,7 @@ from peftcli.evaluate.arms import groups_of
 from peftcli.evaluate.check import check
 from peftcli.evaluate.generate import Decoding
 from peftcli.evaluate.measure import LIBRARIES, Measuring
-from peftcli.evaluate.options import EvalOptions
+from peftcli.evaluate.options import EvalOptions, completed
 from peftcli.evaluate.progress import Tell
 from peftcli.evaluate.questions import Item
 from peftcli.evaluate.report_html import html_report
@@ -49,6 +49,7 @@ def run(source: Path, options: EvalOptions, tell: Tell) -> Evaluation:
     """
     started = time.perf_counter()
     target = check(source, options)
+    options = completed(options, target)
     quiet_libraries()
     if options.offline:
         go_offline()

@@ -17,6 +17,7 @@ from peftcli.merge.quantized import Quantization
 
 CPU_ELEMENTS = 1 << 18  # what is worked on at once stays in a CPU's cache
 GPU_ELEMENTS = 1 << 25
+LOOK = 8  # of a large tensor, every eighth block tells what rounding cost
 _whole_tensors = threading.BoundedSemaphore(2)  # at once, however many workers there are
 ROWS = 32  # products of fewer rows go through other kernels, which round otherwise
 
@@ -32,12 +33,14 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Rounding:
-    """Sums over tensors of what the saved dtype does to the update."""
+    """Sums over what was looked at of what the saved dtype does to the update."""
 
     touched: int = 0
     unchanged: int = 0
     error_squared: float = 0.0
     update_squared: float = 0.0
+    finite: bool = True
+    """Whether every stored value is a number."""
 
     def __add__(self, other: Rounding) -> Rounding:
         return Rounding(
@@ -45,12 +48,8 @@ class Rounding:
             self.unchanged + other.unchanged,
             self.error_squared + other.error_squared,
             self.update_squared + other.update_squared,
+            self.finite and other.finite,
         )
-
-    @property
-    def finite(self) -> bool:
-        """Whether every value is a number."""
-        return math.isfinite(self.error_squared)
 
     @property
     def relative_error(self) -> float:
@@ -75,16 +74,19 @@ def new_rows(item: Item, arithmetic: Arithmetic) -> Iterator[tuple[torch.Tensor,
     """The tensor's new rows in order, in its saved dtype."""
     with torch.inference_mode():
         if not item.shape:
-            yield _part(item, item.source.read(), slice(0, 1), arithmetic)
+            yield _part(item, item.source.read(), slice(0, 1), arithmetic, look=True)
             return
+        chunks = list(_chunks(item, arithmetic))
+        looked = set(range(0, len(chunks), LOOK if len(chunks) > LOOK else 1))
         if not (item.dequantized or any(update.whole for update in item.updates)):
-            for rows in _chunks(item, arithmetic):
-                yield _part(item, item.source.read(rows), rows, arithmetic)
+            for place, rows in enumerate(chunks):
+                base = item.source.read(rows)
+                yield _part(item, base, rows, arithmetic, look=place in looked)
             return
         with _whole_tensors:
             values = _base(item, arithmetic)
-            for rows in _chunks(item, arithmetic):
-                yield _part(item, values[rows], rows, arithmetic)
+            for place, rows in enumerate(chunks):
+                yield _part(item, values[rows], rows, arithmetic, look=place in looked)
 
 
 def _base(item: Item, arithmetic: Arithmetic) -> torch.Tensor:
@@ -96,7 +98,7 @@ def _base(item: Item, arithmetic: Arithmetic) -> torch.Tensor:
 
 
 def _part(
-    item: Item, base: torch.Tensor, rows: slice, arithmetic: Arithmetic
+    item: Item, base: torch.Tensor, rows: slice, arithmetic: Arithmetic, *, look: bool
 ) -> tuple[torch.Tensor, Rounding]:
     base = base.to(arithmetic.device)
     if not item.updates:
@@ -104,7 +106,16 @@ def _part(
     values = base.float() if arithmetic.fp32 else base
     new = run_chain(item.updates, values, _region(item, rows))
     stored = new.to(item.dtype)
-    return stored, _rounding(values, base.to(item.dtype), new, stored)
+    if not _finite(new, stored):
+        return stored, Rounding(finite=False)
+    return stored, _rounding(values, base.to(item.dtype), new, stored) if look else Rounding()
+
+
+def _finite(new: torch.Tensor, stored: torch.Tensor) -> bool:
+    """Whether all stored values are numbers; a norm within the dtype's range already says so."""
+    if float(torch.linalg.vector_norm(new.float())) <= torch.finfo(stored.dtype).max:
+        return True
+    return bool(torch.isfinite(stored).all())
 
 
 def _rounding(

@@ -22,11 +22,9 @@ from peftcli.merge.identity import adapter_digest
 from peftcli.merge.modelfile import write_modelfile
 from peftcli.merge.options import MergeOptions
 from peftcli.merge.prepare import Prepared
-from peftcli.merge.prompts import prompts_for
 from peftcli.merge.proof import prove
 from peftcli.merge.result import MergeResult, Precision, Proof, Verification
 from peftcli.merge.source import MERGE_REPORT
-from peftcli.merge.verify import Subject, verify
 from peftcli.run_dir import publish_folder
 
 Tell = Callable[[str], None]
@@ -86,6 +84,10 @@ def _verification(
     reason = _why_not(prepared, options)
     if reason is not None:
         return None, reason
+    # Preparing rows imports `datasets`, which a merge without this check does not need.
+    from peftcli.merge.prompts import prompts_for
+    from peftcli.merge.verify import Subject, verify
+
     vocabulary = _vocabulary(prepared)
     prompts = prompts_for(prepared.adapters[0].source.recipe(), staging, vocabulary)
     most = LOGITS // vocabulary

@@ -12,7 +12,7 @@ class Precision:
     """What rounding to the saved dtype cost the update."""
 
     touched: int
-    """Weights with an update other than zero."""
+    """Weights with an update other than zero; of large tensors an eighth was looked at."""
     unchanged: int
     """Those of them whose stored value is the base's all the same."""
     relative_error: float

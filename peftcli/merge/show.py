@@ -56,8 +56,7 @@ def _facts(result: MergeResult) -> list[str]:
     base, precision = result.base, result.precision
     lines = [
         f"base        {base.name}, {base.kind} weights",
-        f"changed     {result.tensors_changed} of {result.tensors} tensors, "
-        f"{precision.touched:,} weights",
+        f"changed     {result.tensors_changed} of {result.tensors} tensors",
         f"rounding    {precision.lost_share:.1%} of these weights kept their old value; "
         f"error {precision.relative_error:.2%} of the update",
     ]

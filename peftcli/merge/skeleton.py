@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -116,16 +118,23 @@ def check_shapes(
 ) -> None:
     """Raise ArtefactError when the files are not the weights that config.json describes."""
     parameters = model.state_dict()
+    parts: Counter[str] = Counter()
     for name, place in found.items():
-        if not isinstance(place, Place) or place.expert is not None:
+        if not isinstance(place, Place):
             continue
         wanted, shape = tuple(parameters[place.parameter].shape), stored[name].shape
-        if wanted != shape:
+        if place.expert is not None:
+            parts[place.parameter] += math.prod(shape)
+            fits = wanted[2:] == shape[1:] and place.expert < wanted[0]
+        else:
+            fits = wanted == shape
+        if not fits:
             raise ArtefactError(
                 f"{stored[name].file}: {name} is {shape}, and {wanted} by config.json",
                 "config and weights are of different models; download both again",
             )
     there = {place.parameter for place in found.values() if place is not None}
+    there -= {name for name, count in parts.items() if count != parameters[name].numel()}
     tied = {f"{output_embedding(model)}.weight"} if is_tied(model) else set()
     absent = sorted(_weights(model) - there - tied)
     if absent:

@@ -19,6 +19,7 @@ from peftcli.methods.base import (
     QuantizedBase,
     bitsandbytes_config,
     layer_problem,
+    tokens_problem,
     whole_parameters,
 )
 
@@ -98,8 +99,9 @@ class Adapter(Method, QuantizedBase):
             return [(("name",), text)]
         if not family.adapter_sites(self.placement):
             return [(("placement",), f"{self.placement} has no place in this model; use houlsby")]
-        problem = layer_problem(architecture, self.layers) if self.layers else None
-        return [problem] if problem else []
+        found = [layer_problem(architecture, self.layers)] if self.layers else []
+        found.append(tokens_problem(architecture, self.trainable_token_indices))
+        return [problem for problem in found if problem is not None]
 
     def peft_config(self, architecture: Architecture) -> BottleneckConfig:
         from peftcli.methods.bottleneck_tuner import BottleneckConfig

@@ -98,6 +98,18 @@ def layer_problem(
     return ("layers",), f"names layer {max(layers)}; this model has layers 0 to {last}"
 
 
+def tokens_problem(
+    architecture: Architecture, tokens: tuple[int, ...]
+) -> tuple[tuple[str, ...], str] | None:
+    """Why single embedding rows cannot be trained on this architecture."""
+    key = ("trainable_token_indices",)
+    if tokens and max(tokens) >= architecture.vocab_size:
+        return key, f"names token {max(tokens)}; this model has {architecture.vocab_size} tokens"
+    if tokens and architecture.tied_embeddings:
+        return key, "does not work where the output head shares the embeddings; remove it"
+    return None
+
+
 class QuantizedBase(Section):
     """Keys of methods that can freeze the base in 4 bits."""
 

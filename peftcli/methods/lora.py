@@ -18,6 +18,7 @@ from peftcli.methods.base import (
     Method,
     Names,
     layer_problem,
+    tokens_problem,
     whole_parameters,
 )
 
@@ -119,13 +120,19 @@ class LowRank(Method):
         return tuple(architecture.linear_names()) if self.layers else "all-linear"
 
     def problems(self, architecture: Architecture) -> list[tuple[tuple[str, ...], str]]:
+        beyond = layer_problem(architecture, self.layers) if self.layers else None
         targets = self.targets(architecture)
+        if beyond is not None:
+            return [beyond]
         if not targets:
             names = ", ".join(architecture.linear_names())
             return [(("target_modules",), f"matches nothing in this model; it has {names}")]
-        found = [layer_problem(architecture, self.layers)] if self.layers else []
+        found = [tokens_problem(architecture, self.trainable_token_indices)]
         if self.layers and isinstance(self.resolved_targets(architecture), str):
             found.append((("layers",), "does not go with a regular expression; put it in there"))
+        if any(linear.kind == "head" for linear in targets):
+            text = "the output head cannot carry an update; put `lm_head` in modules_to_save"
+            found.append((("target_modules",), text))
         if self._names_experts(architecture):
             text = "names experts, which are fused in this model and cannot be tuned one by one"
             found.append((("target_modules",), f"{text}; write `all-linear`"))

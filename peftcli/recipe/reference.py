@@ -44,7 +44,7 @@ def descriptions(model: type[BaseModel]) -> dict[str, str]:
 def reference() -> str:
     """The README's tables: every section, key, type, default and description."""
     parts = [_table("recipe", Recipe)]
-    for name in ("model", "data", "training", "evaluation"):
+    for name in ("model", "data", "training", "evaluation", "gates"):
         parts.append(_table(name, SECTIONS[name]))
     parts.append(_table("data.train / data.eval (one source)", SECTIONS["train"]))
     parts += [_table(f"method: {name}", method) for name, method in METHODS.items()]

@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, Strict, field_validator, model_validator
 
+from peftcli.errors import UsageError
 from peftcli.methods import AnyMethod
 from peftcli.methods.base import Names, Section
+from peftcli.metrics import Metric, find_metric
 
 Format = Literal[
     "auto",
@@ -70,6 +72,13 @@ def _as_eval(value: Any) -> Any:
 
 
 Share = Annotated[float, BeforeValidator(_share)]
+
+
+def _metric(name: str) -> Metric:
+    try:
+        return find_metric(name)
+    except UsageError as error:
+        raise ValueError(error.message) from None
 
 
 class Model(Section):
@@ -229,8 +238,33 @@ class Training(Section):
         return self
 
 
+class Gates(Section):
+    """Conditions on the finished model; each fails only when the rows show that it is broken."""
+
+    fail_under: dict[str, Share] = Field(default_factory=dict)
+    """Metric -> the least score of the tuned model, such as `{exact_match: 80%}`."""
+    min_gain: Share | None = None
+    """The least gain over the base in the first metric; 0 means no regression."""
+    max_forgetting: Annotated[Share, Field(ge=0)] | None = None
+    """The most that the loss on retained text may rise: `2%`."""
+    max_merge_drift: Annotated[Share, Field(ge=0)] | None = None
+    """The most that merging may change the loss: `0.1%`."""
+    require_proof: bool = False
+    """Whether a condition that the rows leave open fails too."""
+
+    @field_validator("fail_under")
+    @classmethod
+    def _known(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, limit in value.items():
+            if _metric(name).percent and not 0 <= limit <= 1:
+                raise ValueError(
+                    f"{name} lies between 0 and 1, found {limit:g}; write `{limit:g}%`"
+                )
+        return value
+
+
 class Evaluation(Section):
-    """When the held-out rows are looked at during training, and what follows from it."""
+    """When the held-out rows are looked at during training, and how the result is judged."""
 
     steps: int | None = Field(None, ge=1)
     """Steps between evaluations; ten times a run when absent."""
@@ -242,6 +276,21 @@ class Evaluation(Section):
     """How much lower the loss must be to count as better."""
     keep_best: bool = True
     """Save the adapter of the best evaluation; `false` saves the last."""
+    metrics: Names = ()
+    """Scores of `peftcli eval`, the first one gates; chosen by content when empty."""
+    retain: Names | None = None
+    """Text that should not be forgotten: files, `[]` for none; the bundled text when absent."""
+    max_new_tokens: int | None = Field(None, ge=1)
+    """The longest answer; a quarter longer than the longest reference when absent."""
+    gates: Gates | None = None
+    """Conditions on the finished model; with some, `train` ends with an evaluation."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            _metric(name)
+        return value
 
 
 class Recipe(Section):
@@ -272,6 +321,8 @@ class Recipe(Section):
             )
         if self.evaluation.early_stopping and self.data.eval is None:
             raise ValueError("`evaluation.early_stopping` needs held-out rows; write `data.eval`")
+        if self.evaluation.gates and self.data.eval is None:
+            raise ValueError("`evaluation.gates` needs held-out rows; write `data.eval`")
         return self
 
     @property
@@ -304,4 +355,5 @@ SECTIONS: dict[str, type[Section]] = {
     "eval": Source,
     "training": Training,
     "evaluation": Evaluation,
+    "gates": Gates,
 }

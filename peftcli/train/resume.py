@@ -8,10 +8,16 @@ from peftcli.errors import UsageError
 from peftcli.events import Listener, Warned
 from peftcli.recipe.document import dotted
 from peftcli.recipe.load import leaves
+from peftcli.recipe.schema import Gates
 from peftcli.run_dir import RunDir
 
-# Where the result lies does not change it.
-FREE_KEYS = {("output",), ("training", "report_to"), ("training", "keep_checkpoints")}
+# Where the result lies and how it is judged does not change it.
+FREE_KEYS = {
+    ("output",),
+    *(("training", key) for key in ("report_to", "keep_checkpoints")),
+    *(("evaluation", key) for key in ("metrics", "retain", "max_new_tokens", "gates")),
+    *(("evaluation", "gates", key) for key in Gates.model_fields),
+}
 
 
 def check_unchanged(

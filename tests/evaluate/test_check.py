@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,16 @@ import pytest
 import yaml
 from colours import write_rows
 
-from peftcli.errors import ArtefactError, DataError, PeftcliError, ResourceError, UsageError
+from peftcli.errors import (
+    ArtefactError,
+    DataError,
+    PeftcliError,
+    RecipeError,
+    ResourceError,
+    UsageError,
+)
 from peftcli.evaluate.check import asked_sources, check, load_function
-from peftcli.evaluate.options import EvalOptions, Gates
+from peftcli.evaluate.options import EvalOptions, Gates, completed
 from peftcli.evaluate.target import find_target
 from peftcli.recipe.schema import Data
 
@@ -155,3 +163,29 @@ def test_options_can_be_written_as_json() -> None:
     from dataclasses import asdict
 
     assert json.loads(json.dumps(asdict(EvalOptions(data=("a",))), default=str))["data"] == ["a"]
+
+
+def test_the_recipe_completes_the_command_line(colour_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(colour_run, folder)
+    values = yaml.safe_load((folder / "recipe.yaml").read_text())
+    gates = {
+        "fail_under": {"accuracy": "80%", "macro_f1": 0.5},
+        "min_gain": 0,
+        "max_merge_drift": 1,
+    }
+    values["evaluation"] = {"metrics": ["accuracy"], "retain": [], "gates": gates}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    given = EvalOptions(gates=Gates(fail_under={"accuracy": 0.9}))
+    found = completed(given, find_target(folder))
+    assert found.metrics == ("accuracy",)
+    assert found.retain == ()
+    assert found.gates == Gates(fail_under={"accuracy": 0.9, "macro_f1": 0.5}, min_gain=0)
+    values["output"] = str(tmp_path / "untrained")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(values))
+    assert completed(given, check(file, EvalOptions())).gates == given.gates
+    values["evaluation"]["metrics"] = ["acuracy"]
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(RecipeError, match="did you mean accuracy"):
+        check(file, EvalOptions())

@@ -354,3 +354,14 @@ def test_train_on_all_still_asks_questions(train_colours: Callable[..., Path]) -
 def test_metrics_that_cannot_be_are_refused(colour_run: Path) -> None:
     with pytest.raises(UsageError, match="did you mean exact_match"):
         evaluate(colour_run, EvalOptions(metrics=("exact_macth",)))
+
+
+def test_gates_of_the_recipe_are_judged(train_colours: Callable[..., Path]) -> None:
+    gates = {"fail_under": {"accuracy": "90%"}, "min_gain": 0}
+    folder = train_colours(
+        training={"max_steps": 1}, evaluation={"steps": 1, "gates": gates, "retain": []}
+    )
+    found = evaluate(folder, EvalOptions(latency=False, resamples=400))
+    assert [gate.name for gate in found.gates] == ["fail_under accuracy", "min_gain"]
+    assert found.gates[0].outcome == "regression"
+    assert found.forgetting == ()

@@ -101,6 +101,25 @@ def test_rounding_is_counted(tmp_path: Path) -> None:
     touched = exact != base.float()
     assert rounding.touched == int(touched.sum())
     assert rounding.unchanged == int((touched & (found == base)).sum())
+    assert rounding.finite
     assert 0.4 < rounding.unchanged / rounding.touched < 0.6
     error = (found.float() - exact).norm() / (exact - base.float()).norm()
     assert rounding.relative_error == pytest.approx(error.item(), rel=1e-3)
+
+
+def test_rounding_of_a_large_tensor_is_sampled(tmp_path: Path) -> None:
+    base = random(20 * CPU_ELEMENTS // COLUMNS, COLUMNS).bfloat16()
+    a, b = random(RANK, COLUMNS), random(base.shape[0], RANK)
+    found, rounding, parts = merged(tmp_path, base, deltas.lora(a, b, 0.1, transposed=False))
+    assert parts == 20
+    unchanged = (found == base).float().mean().item()
+    assert rounding.touched < base.numel() / 6
+    assert rounding.unchanged / rounding.touched == pytest.approx(unchanged, rel=0.05)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
+def test_value_that_is_no_number_in_any_block(tmp_path: Path, value: float) -> None:
+    base, a, b = random(ROWS, COLUMNS).half(), random(RANK, COLUMNS), random(ROWS, RANK)
+    b[ROWS - 1] = value
+    _, rounding, _ = merged(tmp_path, base, deltas.lora(a, b, 2.0, transposed=False))
+    assert not rounding.finite

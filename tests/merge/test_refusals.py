@@ -175,6 +175,22 @@ def test_config_of_another_vocabulary(case: Any) -> None:
     refused(case, ArtefactError, r"\(128, 64\), and \(136, 64\) by config.json")
 
 
+def test_config_of_fewer_experts(make_case: Callable[..., Any]) -> None:
+    case = make_case("qwen3_moe", config(target_modules=["q_proj"]))
+    file = case.base / "config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"num_experts": 3, "num_local_experts": 3}))
+    refused(case, ArtefactError, "by config.json")
+
+
+def test_base_without_one_expert(make_case: Callable[..., Any]) -> None:
+    case = make_case("qwen3_moe", config(target_modules=["q_proj"]))
+    tensors = load_file(case.base / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "0.mlp.experts.3.up" not in name}
+    save_file(kept, case.base / "model.safetensors", metadata={"format": "pt"})
+    refused(case, ArtefactError, "lacks 1 tensors")
+
+
 @pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "fp8"])
 def test_quantised_base(case: Any, method: str) -> None:
     file = case.base / "config.json"

@@ -363,3 +363,31 @@ def test_checkpoint_of_a_run(lora_run: tuple[Path, PreTrainedModel], tmp_path: P
     result = run(checkpoint, MergeOptions(output=tmp_path / "out", verify=False), silent)
     assert result.base.name == "bundled:tiny"
     assert result.base.why == "the adapter was trained on them"
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "qwen3_moe", "gemma3", "opt"])
+@pytest.mark.parametrize(
+    ("kind", "double", "dtype"), [("nf4", True, "bfloat16"), ("fp4", False, "float32")]
+)
+def test_exactly_the_quantised_weights_are_dequantised(
+    model_type: str, kind: str, double: bool, dtype: str, make_case: Callable[..., Any]
+) -> None:
+    """The truth is transformers' own quantised loading, expanded by transformers, with PEFT."""
+    targets = ["c_attn"] if model_type == "gpt2" else ["q_proj"]
+    case = make_case(model_type, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+    method = {"name": "qlora", "quantization": kind, "double_quantization": double}
+    values = {"model": str(case.base), "method": method, "data": {"train": "x"}, "output": "y"}
+    recipe = Recipe.model_validate(values)
+    manifest = {"status": "finished", "recipe": resolved(recipe), "device": {"dtype": dtype}}
+    (case.adapter.parent / "run.json").write_text(json.dumps(manifest))
+    result = case.merge(base_model=None, save_dtype="float32", verify=False)
+    quantized = AutoModelForCausalLM.from_pretrained(
+        case.base,
+        dtype=getattr(torch, dtype),
+        quantization_config=recipe.method.quantization_config("float32"),
+    )
+    count = sum(type(module).__name__ == "Linear4bit" for module in quantized.modules())
+    expected = PeftModel.from_pretrained(quantized.dequantize().float(), case.adapter)
+    torch.testing.assert_close(case.logits(), logits(expected), atol=2e-6, rtol=0)
+    assert result.base.tensors_dequantized == count
+    assert result.base.quantization == kind

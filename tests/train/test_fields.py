@@ -122,6 +122,11 @@ EVALUATION_VALUES: dict[str, Any] = {"steps": 3, "batch_size": 3, "keep_best": F
 EVALUATION_ELSEWHERE = {
     "early_stopping": "tests/train/test_run.py::test_early_stopping",
     "early_stopping_threshold": "tests/train/test_run.py::test_early_stopping_threshold",
+    **dict.fromkeys(
+        ("metrics", "retain", "max_new_tokens"),
+        "tests/evaluate/test_check.py::test_the_recipe_completes_the_command_line",
+    ),
+    "gates": "tests/evaluate/test_run.py::test_gates_of_the_recipe_are_judged",
 }
 
 

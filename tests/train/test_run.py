@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from peftcli.errors import ArtefactError, NumericalError, ResourceError, UsageError
+from peftcli.errors import ArtefactError, NumericalError, RecipeError, ResourceError, UsageError
 from peftcli.events import Evaluated, Event, Step, Warned
 from peftcli.fingerprint import check_same_base, fingerprint, read_fingerprint
 from peftcli.models import Device, load_adapter, load_base
@@ -244,3 +244,30 @@ def test_the_fingerprint_stops_an_adapter_on_another_base(
     model.save_pretrained(other)
     with pytest.raises(ArtefactError, match="is not the base"):
         check_same_base(result.result, other)
+
+
+def test_a_module_trained_whole_changes_and_is_saved(train: Train, base_model: Path) -> None:
+    method = {"name": "lora", "rank": 4, "modules_to_save": ["lm_head"]}
+    result = train(method=method, training={"max_steps": 2})
+    saved = load_file(result.result / "adapter_model.safetensors")
+    head = next(tensor for name, tensor in saved.items() if "lm_head" in name)
+    before = load_file(base_model / "model.safetensors")["lm_head.weight"]
+    assert head.shape == before.shape
+    assert not torch.equal(head, before)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ({"name": "lora", "rank": 4, "target_modules": ["lm_head"]}, "put `lm_head` in modules"),
+        ({"name": "lora", "rank": 4, "target_modules": ["nope"]}, "matches nothing"),
+        ({"name": "lora", "rank": 4, "layers": [7]}, "names layer 7"),
+        ({"name": "lora", "rank": 4, "trainable_token_indices": [999]}, "has 288 tokens"),
+        ({"name": "adapter", "trainable_token_indices": [999]}, "has 288 tokens"),
+    ],
+)
+def test_what_the_model_cannot_take_is_refused(
+    train: Train, method: dict[str, object], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        train(method=method)
