@@ -31,6 +31,9 @@ from peftcli.train.trainer import RecipeTrainer
 def load_model(recipe: Recipe, setting: Setting) -> PreTrainedModel | PeftModel:
     """The base on its device, with the recipe's untrained adapter around it."""
     set_seed(recipe.seed)
+    limit = recipe.training.memory_limit_gib
+    if limit is not None and setting.device.memory_gib is not None:
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / setting.device.memory_gib))
     method = recipe.method
     weights = replace(setting.device, dtype=method.weights_dtype(setting.device.dtype))
     attention.register()
