@@ -71,7 +71,7 @@ def end_to_end(rows: list[Row], longest: int) -> dict[str, Any]:
     `longest` tokens and is one text. `trained` are the flat positions whose next token counts,
     `targets` those tokens, `cu_seq_lens` (int32) the borders of the texts.
     """
-    lengths = [n for row in rows for n in row.get("seq_lengths") or [len(row["input_ids"])]]
+    lengths = [int(n) for row in rows for n in row.get("seq_lengths", [len(row["input_ids"])])]
     ids = torch.cat([torch.as_tensor(row["input_ids"]) for row in rows])
     labels = torch.cat([torch.as_tensor(row["labels"]) for row in rows])
     sizes = torch.tensor(lengths)

@@ -80,8 +80,8 @@ def build_trainer(
     trainer = RecipeTrainer(
         model=model,
         args=sft_config(recipe, setting.plan, setting.device, folder),
-        train_dataset=setting.train,
-        eval_dataset=setting.eval,
+        train_dataset=setting.train.with_format("numpy"),
+        eval_dataset=None if setting.eval is None else setting.eval.with_format("numpy"),
         tokenizer=setting.tokenizer,
         callbacks=callbacks,
         learning_rate_multipliers=recipe.method.learning_rate_multipliers(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from datasets import Dataset
+from peftcli.train.collator import Collator
 from tiny_models import tiny_config
 from transformers import AutoModelForCausalLM
 
@@ -13,7 +14,6 @@ from peftcli.errors import RecipeError
 from peftcli.recipe.checks import PACKABLE, UNPACKABLE, check_architecture
 from peftcli.recipe.document import Document
 from peftcli.recipe.load import validate
-from peftcli.train.collator import Collator
 from peftcli.train.setting import pack
 
 collate = Collator(pad_token_id=0)

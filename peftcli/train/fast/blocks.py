@@ -17,7 +17,8 @@ from peftcli.train.fast.linear import (
     forward,
     forward_in_place,
     normed,
-    room_for_update,
+    room_for_input,
+    room_for_output,
 )
 from peftcli.train.fast.lora import Group
 
@@ -58,8 +59,8 @@ class QueryKeyValue(torch.autograd.Function):
     def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> Any:
         x, low, rstd, cos, sin, y, *scales = ctx.saved_tensors
         heads: Heads = ctx.heads
-        dy = x.new_empty(len(x), sum(heads.group.sizes))
-        parts = heads.split(dy)
+        wide = room_for_output(heads.group, x)
+        parts = heads.split(wide[:, : heads.group.weights.outputs])
         ops.rope(_whole_heads(dq), cos, sin, -1, parts[0])
         ops.rope(_whole_heads(dk), cos, sin, -1, parts[1])
         if y is not None:
@@ -68,20 +69,20 @@ class QueryKeyValue(torch.autograd.Function):
                 part.copy_(_each_backward(part, raw, norm, scale))
         parts[2].copy_(dv)
         dx, found = backward_normed(
-            heads.group, dy, x, low, heads.norm, rstd, None, ctx.needs_input_grad[0]
+            heads.group, wide, x, low, heads.norm, rstd, None, ctx.needs_input_grad[0]
         )
         return dx, None, None, None, *found
 
 
 class Output(torch.autograd.Function):
-    """Output projection of the attention, added to the layer's input: both (tokens x ...)."""
+    """Output projection of the attention, added to `x` if there is one: (tokens x hidden)."""
 
     @staticmethod
-    def forward(ctx: Any, mixed: Tensor, x: Tensor, group: Group, *_: Any) -> Tensor:
+    def forward(ctx: Any, mixed: Tensor, x: Tensor | None, group: Group, *_: Any) -> Tensor:
         y, low = forward(group, mixed)
-        ctx.group = group
+        ctx.group, ctx.adds = group, x is not None
         ctx.save_for_backward(mixed if low is not None else None, low)
-        return y.add_(x)
+        return y if x is None else y.add_(x)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -91,54 +92,45 @@ class Output(torch.autograd.Function):
         found: list[Tensor | None] = [None] * len(ctx.group.parameters())
         if dlow is not None:
             found = backward_factors(ctx.group, dy, low, dlow.T @ mixed)
-        return dmixed, dy, None, *found
+        return dmixed, dy if ctx.adds else None, None, *found
 
 
 class GatedMlp(torch.autograd.Function):
-    """norm -> silu(gate) * up -> down, added to its input: (tokens x hidden) -> the same.
+    """norm -> silu(gate) * up -> down, added to its input if `adds`: (tokens x hidden) -> the same.
 
     Keeps the input, gate and up; the product of the two is made again in the backward pass.
-    Without `down` it returns the product itself, and adds nothing.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, norm: Norm, gate_up: Group, down: Group | None, *_: Any
+        ctx: Any, x: Tensor, norm: Norm, gate_up: Group, down: Group, adds: bool, *_: Any
     ) -> Tensor:
         wide, rstd = normed(gate_up, x, norm)
-        both, low = forward_in_place(gate_up, wide)
+        room = room_for_output(gate_up, x)
+        both, low = forward_in_place(gate_up, wide, room)
         del wide
-        ctx.norm, ctx.gate_up, ctx.down = norm, gate_up, down
-        if down is None:
-            product = both.new_empty(len(x), both.shape[1] // 2)
-            ops.swiglu(both, product)
-            ctx.save_for_backward(x, rstd, both, low, None)
-            return product
-        wide = room_for_update(down, x)
+        wide = room_for_input(down, x)
         ops.swiglu(both, wide[:, : down.weights.inputs])
         y, down_low = forward_in_place(down, wide)
-        ctx.save_for_backward(x, rstd, both, low, down_low)
-        return y.add_(x)
+        ctx.norm, ctx.gate_up, ctx.down, ctx.adds = norm, gate_up, down, adds
+        ctx.save_for_backward(x, rstd, room, low, down_low)
+        return y.add_(x) if adds else y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
-        x, rstd, both, low, down_low = ctx.saved_tensors
-        skip, down_found = None, []
-        if ctx.down is None:
-            dproduct = dy.clone(memory_format=torch.contiguous_format)
-            ops.swiglu_backward(dproduct, both)
-        else:
-            skip = dy = dy.contiguous()
-            dproduct, dlow = backward_input(ctx.down, dy)
-            ops.swiglu_backward(dproduct, both)  # from here on it holds the product
-            down_found = [None] * len(ctx.down.parameters())
-            if dlow is not None:
-                down_found = backward_factors(ctx.down, dy, down_low, dlow.T @ dproduct)
+        x, rstd, room, low, down_low = ctx.saved_tensors
+        dy = dy.contiguous()
+        dproduct, dlow = backward_input(ctx.down, dy)
+        ops.swiglu_backward(dproduct, room[:, : ctx.gate_up.weights.outputs])
+        down_found: list[Tensor | None] = [None] * len(ctx.down.parameters())
+        if dlow is not None:  # dproduct now holds the product itself
+            down_found = backward_factors(ctx.down, dy, down_low, dlow.T @ dproduct)
         del dproduct
+        skip = dy if ctx.adds else None
         dx, found = backward_normed(
-            ctx.gate_up, both, x, low, ctx.norm, rstd, skip, ctx.needs_input_grad[0]
+            ctx.gate_up, room, x, low, ctx.norm, rstd, skip, ctx.needs_input_grad[0]
         )
-        return dx, None, None, None, *found, *down_found
+        return dx, None, None, None, None, *found, *down_found
 
 
 class NormRows(torch.autograd.Function):

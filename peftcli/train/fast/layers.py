@@ -1,7 +1,7 @@
 """Decoder layers that run on the fused functions, put in place of transformers' own forward.
 
 Llama's layout (Llama, Mistral, Qwen2, Qwen3): two RMS norms, rotary positions, grouped queries, a
-gated MLP with SiLU. A projection that a bottleneck adapter wraps is called as the module it is.
+gated MLP with SiLU; with LoRA on any of its linears, or bottleneck adapters after the projections.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from peftcli.train.attention import borders_of, rows_apart
 from peftcli.train.fast.blocks import GatedMlp, Heads, Output, QueryKeyValue
+from peftcli.train.fast.bottleneck import AddBottleneck, Bottleneck, fits, read_bottleneck
 from peftcli.train.fast.linear import Norm
 from peftcli.train.fast.lora import Group, Shadows, Unsupported, check
 
@@ -29,11 +30,12 @@ class FastLayer:
     heads: Heads
     scale: float
     window: int | None
-    out: Group | None
-    """None where the output projection is called as a module."""
+    out: Group
+    out_adapter: Bottleneck | None
     mlp_norm: Norm
     gate_up: Group
-    down: Group | None
+    down: Group
+    down_adapter: Bottleneck | None
 
     def forward(
         self,
@@ -70,19 +72,16 @@ class FastLayer:
         return mixed.reshape(len(x), -1)
 
     def _output(self, mixed: Tensor, x: Tensor) -> Tensor:
-        if self.out is None:
-            update: Tensor = self.layer.self_attn.o_proj(mixed)
-            return x + update
-        y: Tensor = Output.apply(mixed, x, self.out, *self.out.parameters())
-        return y
+        adapter = self.out_adapter
+        stream = x if adapter is None else None
+        y: Tensor = Output.apply(mixed, stream, self.out, *self.out.parameters())
+        return y if adapter is None else AddBottleneck.apply(y, x, adapter, *adapter.masters)
 
     def _mlp(self, x: Tensor) -> Tensor:
-        down = [] if self.down is None else self.down.parameters()
-        parameters = (*self.gate_up.parameters(), *down)
-        y: Tensor = GatedMlp.apply(x, self.mlp_norm, self.gate_up, self.down, *parameters)
-        if self.down is None:
-            return x + self.layer.mlp.down_proj(y)
-        return y
+        adapter, groups = self.down_adapter, (self.gate_up, self.down)
+        parameters = [p for group in groups for p in group.parameters()]
+        y: Tensor = GatedMlp.apply(x, self.mlp_norm, *groups, adapter is None, *parameters)
+        return y if adapter is None else AddBottleneck.apply(y, x, adapter, *adapter.masters)
 
 
 def install(layers: list[nn.Module], shadows: Shadows) -> None:
@@ -96,7 +95,7 @@ def install(layers: list[nn.Module], shadows: Shadows) -> None:
 def check_layer(layer: Any) -> None:
     """Raise Unsupported where a decoder layer differs from Llama's layout."""
     attention, mlp = layer.self_attn, layer.mlp
-    if _wrapped(mlp) or _wrapped(attention):
+    if hasattr(mlp, "base_layer") or hasattr(attention, "base_layer"):
         raise Unsupported("adapters around a whole block")
     if attention.config.hidden_act not in ("silu", "swish"):
         raise Unsupported(f"{attention.config.hidden_act} in the MLP")
@@ -105,8 +104,7 @@ def check_layer(layer: Any) -> None:
     check([attention.q_proj, attention.k_proj, attention.v_proj])
     check([mlp.gate_proj, mlp.up_proj])
     for module in (attention.o_proj, mlp.down_proj):
-        if not _wrapped(module):
-            check([module])
+        check([module.base_layer if fits(module) else module])
     norms = [layer.input_layernorm, layer.post_attention_layernorm]
     for norm in [*norms, getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)]:
         if norm is not None:
@@ -130,10 +128,12 @@ def prepare(layer: Any, shadows: Shadows) -> FastLayer:
         heads=heads,
         scale=attention.scaling,
         window=_window(attention),
-        out=None if _wrapped(attention.o_proj) else shadows.group([attention.o_proj]),
+        out=shadows.group([attention.o_proj]),
+        out_adapter=read_bottleneck(attention.o_proj, shadows),
         mlp_norm=read_norm(layer.post_attention_layernorm),
         gate_up=shadows.group([mlp.gate_proj, mlp.up_proj]),
-        down=None if _wrapped(mlp.down_proj) else shadows.group([mlp.down_proj]),
+        down=shadows.group([mlp.down_proj]),
+        down_adapter=read_bottleneck(mlp.down_proj, shadows),
     )
 
 
@@ -166,11 +166,6 @@ def read_norm(module: nn.Module) -> Norm:
     if module.weight.requires_grad:
         raise Unsupported("trained norms")
     return Norm(module.weight.detach(), module.variance_epsilon)
-
-
-def _wrapped(module: nn.Module) -> bool:
-    """Whether something other than LoRA sits around a linear."""
-    return hasattr(module, "base_layer") and not hasattr(module, "lora_A")
 
 
 def _window(attention: nn.Module) -> int | None:

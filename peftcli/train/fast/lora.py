@@ -45,8 +45,8 @@ class Group:
     sizes: list[int]
     """Outputs of each layer."""
     factors: list[Factors | None]
-    shadow_a: Tensor | None
-    """(columns of the update x inputs); None where no layer of the group has an adapter."""
+    columns: int
+    """Sum of the ranks, rounded up; 0 where no layer of the group has an adapter."""
 
     def parameters(self) -> list[Tensor | None]:
         """A and B of each layer, as autograd sees them."""
@@ -74,6 +74,15 @@ class Shadows:
         if any(scale != 1 for scale in self.scales):
             torch._foreach_mul_(self.scaled, self.scales)
 
+    def copy(self, master: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """A copy of one trained parameter; None of None."""
+        if master is None:
+            return None
+        copy = torch.empty_like(master, dtype=dtype, requires_grad=False)
+        self.masters.append(master)
+        self.copies.append(copy)
+        return copy
+
     def group(self, layers: list[nn.Module]) -> Group:
         """The group of plain or LoRA linears that `check` has found fit."""
         bases: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
@@ -82,26 +91,22 @@ class Shadows:
         columns = -(-sum(ranks) // ALIGNMENT) * ALIGNMENT
         weights = weights_of(bases, columns)
         sizes = [base.out_features for base in bases]
-        shadow_a = None
-        if columns:
-            tail = weights.tail
-            shadow_a = torch.zeros(columns, weights.inputs, dtype=tail.dtype, device=tail.device)
         factors: list[Factors | None] = []
         row = column = 0
         for pair, size, rank in zip(pairs, sizes, ranks, strict=True):
-            if pair is None or shadow_a is None:
+            if pair is None:
                 factors.append(None)
             else:
                 found = Factors(*pair, slice(row, row + size), slice(column, column + rank))
-                self._follow(found, shadow_a, weights.tail)
+                self._follow(found, weights)
                 factors.append(found)
             row, column = row + size, column + rank
-        return Group(weights, _bias(bases), sizes, factors, shadow_a)
+        return Group(weights, _bias(bases), sizes, factors, columns)
 
-    def _follow(self, factors: Factors, shadow_a: Tensor, tail: Tensor) -> None:
-        block = tail[factors.rows, factors.columns]
+    def _follow(self, factors: Factors, weights: Weights) -> None:
+        block = weights.shadow_b[factors.rows, factors.columns]
         self.masters += [factors.a, factors.b]
-        self.copies += [shadow_a[factors.columns], block]
+        self.copies += [weights.shadow_a[factors.columns], block]
         self.scaled.append(block)
         self.scales.append(factors.scale)
 

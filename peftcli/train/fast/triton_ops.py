@@ -71,23 +71,23 @@ def rms_norm_backward(
 
 
 @triton.jit
-def _swiglu_kernel(both, out, stride, columns, BLOCK: tl.constexpr):
+def _swiglu_kernel(both, out, both_stride, stride, columns, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < columns
-    narrow = tl.load(both + row * 2 * columns + at, mask=inside, other=0.0)
+    narrow = tl.load(both + row * both_stride + at, mask=inside, other=0.0)
     wide = narrow.to(tl.float32)
     silu = (wide * tl.sigmoid(wide)).to(narrow.dtype).to(tl.float32)
-    up = tl.load(both + row * 2 * columns + columns + at, mask=inside, other=0.0)
+    up = tl.load(both + row * both_stride + columns + at, mask=inside, other=0.0)
     tl.store(out + row * stride + at, (silu * up.to(tl.float32)).to(narrow.dtype), mask=inside)
 
 
 @triton.jit
-def _swiglu_backward_kernel(dh, both, columns, BLOCK: tl.constexpr):
+def _swiglu_backward_kernel(dh, both, both_stride, columns, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < columns
-    gate = both + row * 2 * columns + at
+    gate = both + row * both_stride + at
     narrow = tl.load(gate, mask=inside, other=0.0)
     up = tl.load(gate + columns, mask=inside, other=0.0).to(tl.float32)
     grad = tl.load(dh + row * columns + at, mask=inside, other=0.0).to(tl.float32)
@@ -104,14 +104,15 @@ def swiglu(both: Tensor, out: Tensor) -> None:
     """silu(gate) * up into `out`; `both` holds gate and up side by side."""
     rows, columns = out.shape
     grid = (rows, triton.cdiv(columns, 2048))
-    _swiglu_kernel[grid](both, out, out.stride(0), columns, BLOCK=2048, num_warps=8)
+    strides = both.stride(0), out.stride(0)
+    _swiglu_kernel[grid](both, out, *strides, columns, BLOCK=2048, num_warps=8)
 
 
 def swiglu_backward(dh: Tensor, both: Tensor) -> None:
     """Overwrites the gradient of h with h, and gate and up with their gradients."""
     rows, columns = dh.shape
     grid = (rows, triton.cdiv(columns, 2048))
-    _swiglu_backward_kernel[grid](dh, both, columns, BLOCK=2048, num_warps=8)
+    _swiglu_backward_kernel[grid](dh, both, both.stride(0), columns, BLOCK=2048, num_warps=8)
 
 
 @triton.jit

@@ -1,8 +1,12 @@
-"""Frozen weights of linears that share an input, one below the other, with the LoRA factors beside.
+"""Frozen weights of linears that share an input, one below the other, with their LoRA factors.
 
-The rows of a group are [W | s B]: one product with [x | x A'] is the frozen layer and its update
-at once. In 16 bits the base's own weights move into that matrix, and the model's parameters become
-views of it; 4-bit weights are expanded into a buffer when they are used.
+A group is one matrix, with the scaled B matrices beside the weights and the A matrices below:
+
+    W | s B        so that  [x | x A'] [W | s B]'  is the forward pass, and
+    A |            [dy | dy s B] [W ; A]  the gradient of the input: one product each.
+
+In 16 bits the base's own weights move into that matrix, and the model's parameters become views of
+it; 4-bit weights are expanded into a buffer when they are used.
 """
 
 from __future__ import annotations
@@ -16,14 +20,17 @@ _SCRATCH: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
 class Weights(Protocol):
-    """(sum of outputs) x (inputs + columns of the update) of one group."""
+    """The matrix of one group."""
 
     inputs: int
-    tail: Tensor
-    """(sum of outputs x columns of the update): the scaled B matrices, block by block."""
+    outputs: int
+    shadow_a: Tensor
+    """(columns of the update x inputs): the A matrices."""
+    shadow_b: Tensor
+    """(outputs x columns of the update): the scaled B matrices, block by block."""
 
-    def get(self, *, tail: bool) -> Tensor:
-        """[W | s B], or W alone; of a 4-bit group it holds until the next call of any group."""
+    def matrix(self) -> Tensor:
+        """(outputs + columns x inputs + columns); of 4-bit layers until the next call of any group."""
 
 
 class Resident:
@@ -32,20 +39,21 @@ class Resident:
     def __init__(self, layers: list[nn.Linear], columns: int) -> None:
         first = layers[0].weight
         self.inputs = first.shape[1]
-        rows = sum(layer.weight.shape[0] for layer in layers)
-        self.matrix = torch.empty(
-            rows, self.inputs + columns, dtype=first.dtype, device=first.device
-        )
-        self.tail = self.matrix[:, self.inputs :].zero_()
+        self.outputs = sum(layer.weight.shape[0] for layer in layers)
+        shape = self.outputs + columns, self.inputs + columns
+        self._matrix = aligned(*shape, first.dtype, first.device)
+        self._matrix[:, self.inputs :] = 0
+        self.shadow_a = self._matrix[self.outputs :, : self.inputs].zero_()
+        self.shadow_b = self._matrix[: self.outputs, self.inputs :]
         start = 0
         for layer in layers:
-            part = self.matrix[start : start + layer.weight.shape[0], : self.inputs]
+            part = self._matrix[start : start + layer.weight.shape[0], : self.inputs]
             part.copy_(layer.weight.data)
             layer.weight.data = part
             start += len(part)
 
-    def get(self, *, tail: bool) -> Tensor:
-        return self.matrix if tail else self.matrix[:, : self.inputs]
+    def matrix(self) -> Tensor:
+        return self._matrix
 
 
 class Quantized:
@@ -56,19 +64,27 @@ class Quantized:
         state = self.packed[0].quant_state
         self.inputs = state.shape[1]
         self.rows = [weight.quant_state.shape[0] for weight in self.packed]
-        self.dtype, self.device = state.dtype, self.packed[0].device
-        self.tail = torch.zeros(sum(self.rows), columns, dtype=self.dtype, device=self.device)
+        self.outputs = sum(self.rows)
+        kind = {"dtype": state.dtype, "device": self.packed[0].device}
+        self.shadow_a = torch.zeros(columns, self.inputs, **kind)
+        self.shadow_b = torch.zeros(self.outputs, columns, **kind)
 
-    def get(self, *, tail: bool) -> Tensor:
-        width = self.inputs + (self.tail.shape[1] if tail else 0)
-        out = _scratch(sum(self.rows), width, self.dtype, self.device)
-        if width > self.inputs:
-            out[:, self.inputs :].copy_(self.tail)
+    def matrix(self) -> Tensor:
+        columns = len(self.shadow_a)
+        out = _scratch(self.outputs + columns, self.inputs + columns, self.shadow_a)
+        if columns:
+            out[self.outputs :, : self.inputs].copy_(self.shadow_a)
+            out[: self.outputs, self.inputs :].copy_(self.shadow_b)
         start = 0
         for weight, rows in zip(self.packed, self.rows, strict=True):
             _expand(weight, out[start : start + rows, : self.inputs])
             start += rows
         return out
+
+
+def aligned(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An empty matrix whose rows begin at multiples of 128 bytes, as the matrix units like best."""
+    return torch.empty(rows, _stride(columns), dtype=dtype, device=device)[:, :columns]
 
 
 def weights_of(layers: list[Any], columns: int) -> Weights:
@@ -89,10 +105,14 @@ def _expand(weight: Any, out: Tensor) -> None:
     out.copy_(dequantize_4bit(weight.data, weight.quant_state))
 
 
-def _scratch(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _scratch(rows: int, columns: int, like: Tensor) -> Tensor:
     """One buffer for all expanded weights: they are used one after the other on one stream."""
-    size = rows * columns
-    held = _SCRATCH.get((device, dtype))
-    if held is None or held.numel() < size:
-        held = _SCRATCH[device, dtype] = torch.empty(size, dtype=dtype, device=device)
-    return held[:size].view(rows, columns)
+    stride = _stride(columns)
+    held = _SCRATCH.get((like.device, like.dtype))
+    if held is None or held.numel() < rows * stride:
+        held = _SCRATCH[like.device, like.dtype] = like.new_empty(rows * stride)
+    return held[: rows * stride].view(rows, stride)[:, :columns]
+
+
+def _stride(columns: int) -> int:
+    return -(-columns // 64) * 64
