@@ -108,7 +108,7 @@ def padded(rows: list[Row], pad_token_id: int) -> dict[str, Tensor]:
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """A micro-batch as arguments of a transformers model, with labels for a loss that shifts them."""
+    """A micro-batch as arguments of a transformers model; its loss shifts the labels."""
     if "labels" in batch:
         return {key: batch[key] for key in ("input_ids", "labels", "attention_mask")}
     ids = batch["input_ids"]

@@ -82,7 +82,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Forward and backward of every micro-batch of the step; the mean loss per trained token."""
+        """Forward and backward of every micro-batch; the step's mean loss per trained token."""
         if not model.training:
             model.train()
         total = torch.zeros((), device=self.args.device)

@@ -21,7 +21,7 @@ class Unlogged:
         figures = torch.stack([loss.detach().float(), norm.detach().float()])
         self._figures = torch.empty(2, pin_memory=True)
         self._figures.copy_(figures, non_blocking=True)
-        self._arrived = torch.cuda.Event()
+        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._arrived.record()
 
     def read(self) -> dict[str, float]:

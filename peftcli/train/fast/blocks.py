@@ -1,4 +1,4 @@
-"""The fused parts of a decoder layer, each one autograd function: queries to values, output, MLP."""
+"""The fused parts of a decoder layer, one autograd function each."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class QueryKeyValue(torch.autograd.Function):
         ops.rope(_whole_heads(dq), cos, sin, -1, parts[0])
         ops.rope(_whole_heads(dk), cos, sin, -1, parts[1])
         if y is not None:
-            norms = (heads.query_norm, heads.key_norm)
+            norms: Any = (heads.query_norm, heads.key_norm)
             for part, raw, norm, scale in zip(parts, heads.split(y), norms, scales, strict=False):
                 part.copy_(_each_backward(part, raw, norm, scale))
         parts[2].copy_(dv)

@@ -16,9 +16,9 @@ from peftcli.train.fast.lora import ADAPTER, Shadows
 class Bottleneck:
     """y + s (act(y D' + d) U' + u), with copies of its factors in the dtype of the computation."""
 
-    masters: list[Tensor | None]
+    masters: list[Any]
     """D (size x width), d, U (width x size), u; biases None where it has none."""
-    copies: list[Tensor | None]
+    copies: list[Any]
     scale: float
     activation: nn.Module
 

@@ -147,10 +147,9 @@ def flat_angles(embeddings: tuple[Tensor, Tensor], rows: int) -> tuple[Tensor, T
 
 def _full_rows(q: Tensor, k: Tensor, v: Tensor, rows: int, scale: float) -> Tensor:
     """Causal attention over equally long rows: (tokens x heads x width) in and out."""
-    states = (x.unflatten(0, (rows, -1)).transpose(1, 2) for x in (q, k, v))
-    out = scaled_dot_product_attention(
-        *states, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    shared = q.shape[1] != k.shape[1]
+    q, k, v = (x.unflatten(0, (rows, -1)).transpose(1, 2) for x in (q, k, v))
+    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=shared)
     return out.transpose(1, 2)
 
 
@@ -158,17 +157,17 @@ def _replace_forward(fast: FastLayer) -> None:
     def forward(_: nn.Module, hidden_states: Tensor, **kwargs: Any) -> Tensor:
         return fast.forward(hidden_states, **kwargs)
 
-    fast.layer.forward = MethodType(forward, fast.layer)  # type: ignore[method-assign]
+    fast.layer.forward = MethodType(forward, fast.layer)
 
 
-def read_norm(module: nn.Module) -> Norm:
+def read_norm(module: Any) -> Norm:
     """The weight and epsilon of an RMS norm; raises Unsupported where the weight is trained."""
     if module.weight.requires_grad:
         raise Unsupported("trained norms")
     return Norm(module.weight.detach(), module.variance_epsilon)
 
 
-def _window(attention: nn.Module) -> int | None:
+def _window(attention: Any) -> int | None:
     if attention.config.model_type == "mistral":
         window: int | None = attention.config.sliding_window
         return window

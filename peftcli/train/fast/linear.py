@@ -36,7 +36,9 @@ def room_for_output(group: Group, x: Tensor) -> Tensor:
     return aligned(len(x), group.weights.outputs + group.columns, x.dtype, x.device)
 
 
-def forward_in_place(group: Group, wide: Tensor, out: Tensor | None = None) -> Any:
+def forward_in_place(
+    group: Group, wide: Tensor, out: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Outputs of all layers side by side, and x A' (None without adapters).
 
     `wide` comes from `room_for_input`, `out` from `room_for_output`.

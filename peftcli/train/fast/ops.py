@@ -50,7 +50,7 @@ def swiglu(both: Tensor, out: Tensor) -> None:
 
 
 def swiglu_backward(dh: Tensor, both: Tensor) -> None:
-    """Overwrites the gradient of h = silu(gate) * up with h, and gate and up with their gradients."""
+    """Overwrites the gradient of h with h = silu(gate) * up; gate and up with their gradients."""
     if both.is_cuda:
         from peftcli.train.fast import triton_ops
 
@@ -85,7 +85,7 @@ def rope(states: Tensor, cos: Tensor, sin: Tensor, sign: int, out: Tensor) -> No
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, scale: Tensor | None) -> Tensor:
-    """Loss of each row in float32; with `scale`, logits become their gradient times it, in place."""
+    """Loss of each row in float32; with `scale`, logits become their gradient times it."""
     if logits.is_cuda:
         from peftcli.train.fast import triton_ops
 

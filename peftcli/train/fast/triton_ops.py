@@ -180,7 +180,7 @@ def _cross_entropy_kernel(
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, scale: Tensor | None) -> Tensor:
-    """Loss of each row in float32; with `scale`, logits become their gradient times it, in place."""
+    """Loss of each row in float32; with `scale`, logits become their gradient times it."""
     rows, columns = logits.shape
     losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
     _cross_entropy_kernel[(rows,)](
@@ -223,7 +223,7 @@ def dequantize(packed: Tensor, state: Any, out: Tensor) -> None:
     Columns must be a multiple of 8; rows of `out` may lie apart.
     """
     nested = state.nested
-    inner = state.state2 if nested else None
+    inner: Any = state.state2
     words = packed.numel() // 4
     size = 1024
     _dequantize_kernel[(triton.cdiv(words, size),)](

@@ -30,7 +30,7 @@ class Weights(Protocol):
     """(outputs x columns of the update): the scaled B matrices, block by block."""
 
     def matrix(self) -> Tensor:
-        """(outputs + columns x inputs + columns); of 4-bit layers until the next call of any group."""
+        """(outputs + columns x inputs + columns); of 4-bit layers until any group's next call."""
 
 
 class Resident:

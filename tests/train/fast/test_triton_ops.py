@@ -14,7 +14,7 @@ CUDA = torch.cuda.is_available()
 if not find_spec("triton") or not (CUDA or os.environ.get("TRITON_INTERPRET") == "1"):
     pytest.skip("needs a GPU, or Triton with TRITON_INTERPRET=1", allow_module_level=True)
 
-from peftcli.train.fast import triton_ops
+from peftcli.train.fast import triton_ops  # noqa: E402
 
 pytestmark = [pytest.mark.gpu] if CUDA else []
 DEVICE = "cuda" if CUDA else "cpu"
