@@ -74,7 +74,7 @@ def test_a_resumed_run_is_close_to_one_that_was_never_stopped(
 
 def test_a_run_keeps_to_its_memory_limit(base_model: Path, rows: Path, tmp_path: Path) -> None:
     loaded = recipe(base_model, rows, tmp_path / "run", METHODS["lora"], memory_limit_gib=0.001)
-    with pytest.raises(ResourceError, match="has 0.0 GiB free"):
+    with pytest.raises(ResourceError, match=r"has 0\.0 GiB free"):
         run(loaded, Options(), lambda event: None)
 
 
