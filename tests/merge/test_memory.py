@@ -1,0 +1,96 @@
+"""Memory follows the largest tensor and the adapter, whatever the size of the model."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+WIDTH, INNER = 512, 2048
+LLAMA_70B = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+# Sizes in MiB: the weights, the largest tensor, and what merging took beyond the plan.
+PROGRAM = """
+import json, resource, sys
+from pathlib import Path
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig
+from peftcli.merge.options import MergeOptions, WeightedAdapter
+from peftcli.merge.prepare import locate, prepare
+from peftcli.merge.stream import write_weights
+
+folder, layers, width, inner, how = Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5]
+base, adapter, output = folder / "base", folder / "adapter", folder / "output"
+if how == "make":
+    shape = LlamaConfig(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+        num_attention_heads=8, num_key_value_heads=8, vocab_size=1024)
+    model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
+    model.save_pretrained(base, max_shard_size="40MB")
+    tuned = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    tuned.save_pretrained(str(adapter))
+    raise SystemExit
+kinds = {"lora": {}, "nf4": {"base": "dequantized"}}
+options = MergeOptions(base_model=str(base), **kinds[how])
+prepared = prepare(locate((WeightedAdapter(adapter),), options), options, lambda text: None)
+output.mkdir()
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+write_weights(prepared.plan, output, prepared.arithmetic, lambda done, total: None)
+sizes = [item.bytes / 2**20 for item in prepared.plan.items]
+print(json.dumps([sum(sizes), max(sizes), peak() - before]))
+"""
+
+
+def python(*words: object) -> str:
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["lora", "nf4"])
+def test_peak_of_a_deep_model(how: str, tmp_path: Path) -> None:
+    """220 MiB of weights in tensors of 2 MiB, which are 4 MiB as float32 numbers."""
+    shape = (tmp_path, 24, WIDTH, INNER)
+    python("-c", PROGRAM, *shape, "make")
+    weights, largest, grown = json.loads(python("-c", PROGRAM, *shape, how).splitlines()[-1])
+    assert weights > 90 * largest
+    # Two workers for each core, eight at most, each with one tensor at a time and libraries' own.
+    assert grown < 8 * 6 * largest
+    assert grown < weights / 2
+
+
+@pytest.mark.slow
+def test_plan_of_70_billion_parameters(tmp_path: Path) -> None:
+    """From headers alone: the files are holes of 141 GB."""
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(LLAMA_70B))
+    said = python("scripts/benchmark_merge", file, tmp_path / "x", "--plan", "--rank", "1")
+    found: Any = re.search(
+        r"plan: (\d+) tensors, ([\d.]+) GB .* ([\d.]+) GiB with the adapter .* (\S+), ([\d.]+) GiB",
+        said,
+    )
+    assert found, said
+    tensors, size, took, name, largest = found.groups()
+    assert (int(tensors), float(size)) == (3 + 80 * 9, 141.1)
+    assert (name, float(largest)) == ("model.embed_tokens.weight", 1.96)
+    assert float(took) < float(largest)
+    assert not (tmp_path / "x").exists()
