@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-WIDTH, INNER = 512, 2048
 LLAMA_70B = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -25,9 +24,10 @@ LLAMA_70B = {
     "tie_word_embeddings": False,
     "dtype": "bfloat16",
 }
-# Sizes in MiB: the weights, the largest tensor, and what merging took beyond the plan.
+# Each job is a process of its own, forked after the imports. Sizes are in MiB: the weights, the
+# largest tensor, and what writing took beyond the plan.
 PROGRAM = """
-import json, resource, sys
+import json, os, resource, sys
 from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
@@ -36,25 +36,44 @@ from peftcli.merge.options import MergeOptions, WeightedAdapter
 from peftcli.merge.prepare import locate, prepare
 from peftcli.merge.stream import write_weights
 
-folder, layers, width, inner, how = Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5]
-base, adapter, output = folder / "base", folder / "adapter", folder / "output"
-if how == "make":
-    shape = LlamaConfig(hidden_size=width, intermediate_size=inner, num_hidden_layers=layers,
+torch.set_num_threads(1)
+
+def make(folder, layers):
+    shape = LlamaConfig(hidden_size=512, intermediate_size=2048, num_hidden_layers=layers,
         num_attention_heads=8, num_key_value_heads=8, vocab_size=1024)
     model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
-    model.save_pretrained(base, max_shard_size="40MB")
+    model.save_pretrained(folder / "base", max_shard_size="40MB")
     tuned = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False))
-    tuned.save_pretrained(str(adapter))
-    raise SystemExit
-kinds = {"lora": {}, "nf4": {"base": "dequantized"}}
-options = MergeOptions(base_model=str(base), **kinds[how])
-prepared = prepare(locate((WeightedAdapter(adapter),), options), options, lambda text: None)
-output.mkdir()
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before = peak()
-write_weights(prepared.plan, output, prepared.arithmetic, lambda done, total: None)
-sizes = [item.bytes / 2**20 for item in prepared.plan.items]
-print(json.dumps([sum(sizes), max(sizes), peak() - before]))
+    tuned.save_pretrained(str(folder / "adapter"))
+
+def write(folder, form):
+    options = MergeOptions(base_model=str(folder / "base"), base=form)
+    named = (WeightedAdapter(folder / "adapter"),)
+    prepared = prepare(locate(named, options), options, lambda text: None)
+    output = folder / f"output-{form}"
+    output.mkdir()
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak()
+    write_weights(prepared.plan, output, prepared.arithmetic, lambda done, total: None)
+    sizes = [item.bytes / 2**20 for item in prepared.plan.items]
+    print(json.dumps([form, sum(sizes), max(sizes), peak() - before]), flush=True)
+
+def apart(job, *arguments):
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            job(*arguments)
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+
+for layers in (8, 24):
+    folder = Path(sys.argv[1]) / str(layers)
+    apart(make, folder, layers)
+    for form in ("original", "dequantized"):
+        apart(write, folder, form)
 """
 
 
@@ -66,18 +85,14 @@ def python(*words: object) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["lora", "nf4"])
-def test_peak_does_not_grow_with_depth(how: str, tmp_path: Path) -> None:
+def test_peak_does_not_grow_with_depth(tmp_path: Path) -> None:
     """66 and 194 MiB of weights in tensors of 2 MiB; the libraries' own memory is in both."""
-    found = []
-    for layers in (8, 24):
-        folder = tmp_path / str(layers)
-        shape = (folder, layers, WIDTH, INNER)
-        python("-c", PROGRAM, *shape, "make")
-        found.append(json.loads(python("-c", PROGRAM, *shape, how).splitlines()[-1]))
-    (light, largest, shallow), (heavy, _, deep) = found
-    assert heavy - light > 60 * largest
-    assert deep - shallow < 16 * largest
+    lines = python("-c", PROGRAM, tmp_path).splitlines()
+    found = [json.loads(line) for line in lines if line.startswith("[")]
+    assert [form for form, *_ in found] == ["original", "dequantized"] * 2
+    for shallow, deep in zip(found[:2], found[2:], strict=True):
+        assert deep[1] - shallow[1] > 60 * deep[2]
+        assert deep[3] - shallow[3] < 16 * deep[2], found
 
 
 @pytest.mark.slow
