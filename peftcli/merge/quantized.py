@@ -42,11 +42,12 @@ class Quantization:
         expanded = torch.empty_like(values)
         packed = [
             bnb.quantize_4bit(part, blocksize=BLOCK, quant_type=self.kind)
-            for part in values.view(-1).split(PART)
+            for part in torch.split(values.view(-1), PART)
         ]
         scales = self._held(torch.cat([state.absmax for _, state in packed]))
-        parts = zip(packed, scales.split(PART // BLOCK), expanded.view(-1).split(PART), strict=True)
-        for (codes, state), own, target in parts:
+        own_scales = torch.split(scales, PART // BLOCK)
+        targets = torch.split(expanded.view(-1), PART)
+        for (codes, state), own, target in zip(packed, own_scales, targets, strict=True):
             state.absmax = own
             target.copy_(bnb.dequantize_4bit(codes, state).view(-1))
         return expanded.T.contiguous() if transposed else expanded
