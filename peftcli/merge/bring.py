@@ -27,7 +27,7 @@ GENERATION = "generation_config.json"
 
 def bring_files(base: Base, adapter: AdapterSource, staging: Path) -> None:
     """Copy everything but the weights and config.json into the merged folder."""
-    own = any((adapter.folder / name).is_file() for name in VOCABULARIES)
+    own = has_tokenizer(adapter.folder)
     for file in _chosen(TOKENIZER, adapter.folder if own else base.folder):
         _copy(file, staging)
     templates = list(_chosen(TEMPLATES, adapter.folder))
@@ -41,6 +41,11 @@ def bring_files(base: Base, adapter: AdapterSource, staging: Path) -> None:
     for folder in (base.folder, adapter.folder):
         if (folder / GENERATION).is_file():
             _copy(folder / GENERATION, staging)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds a vocabulary in any of the usual forms."""
+    return any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def write_config(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -62,6 +63,16 @@ class Stored:
         first, last, _ = rows.indices(self.shape[0])
         row = self.bytes // self.shape[0] if self.shape[0] else 0
         return self._read(self.begin + first * row, (max(0, last - first), *self.shape[1:]))
+
+    def expect(self, rows: slice) -> None:
+        """Have the disk bring these rows into memory, without waiting for them."""
+        if self.values is not None or not self.shape or not self.shape[0]:
+            return
+        first, last, _ = rows.indices(self.shape[0])
+        row = self.bytes // self.shape[0]
+        with self.file.open("rb", buffering=0) as stream:
+            place, size = self.begin + first * row, max(0, last - first) * row
+            os.posix_fadvise(stream.fileno(), place, size, os.POSIX_FADV_WILLNEED)
 
     def _read(self, offset: int, shape: tuple[int, ...]) -> torch.Tensor:
         tensor = torch.empty(shape, dtype=self.dtype)

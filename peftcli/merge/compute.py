@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,7 +17,8 @@ from peftcli.merge.quantized import Quantization
 
 CPU_ELEMENTS = 1 << 18  # what is worked on at once stays in a CPU's cache
 GPU_ELEMENTS = 1 << 25
-LOOK = 8  # of a large tensor, every eighth block tells what rounding cost
+AHEAD = 16  # blocks that the disk reads while others are worked on
+LOOK = 16  # of a large tensor, every sixteenth block tells what rounding cost
 _whole_tensors = threading.BoundedSemaphore(2)  # at once, however many workers there are
 ROWS = 32  # products of fewer rows go through other kernels, which round otherwise
 
@@ -33,7 +34,10 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class Rounding:
-    """Sums over what was looked at of what the saved dtype does to the update."""
+    """What the saved dtype does to the update, as sums over a tensor's values.
+
+    Of large tensors a part is looked at, and stands for the rest.
+    """
 
     touched: int = 0
     unchanged: int = 0
@@ -49,6 +53,16 @@ class Rounding:
             self.error_squared + other.error_squared,
             self.update_squared + other.update_squared,
             self.finite and other.finite,
+        )
+
+    def times(self, factor: float) -> Rounding:
+        """The same for a part of the tensor that is this many times as large."""
+        return Rounding(
+            round(self.touched * factor),
+            round(self.unchanged * factor),
+            self.error_squared * factor,
+            self.update_squared * factor,
+            self.finite,
         )
 
     @property
@@ -74,19 +88,23 @@ def new_rows(item: Item, arithmetic: Arithmetic) -> Iterator[tuple[torch.Tensor,
     """The tensor's new rows in order, in its saved dtype."""
     with torch.inference_mode():
         if not item.shape:
-            yield _part(item, item.source.read(), slice(0, 1), arithmetic, look=True)
+            yield _part(item, item.source.read(), slice(0, 1), arithmetic, stands_for=1.0)
             return
         chunks = list(_chunks(item, arithmetic))
-        looked = set(range(0, len(chunks), LOOK if len(chunks) > LOOK else 1))
+        looked = range(0, len(chunks), LOOK if len(chunks) > LOOK else 1)
+        stands_for = dict.fromkeys(looked, item.shape[0] / _count(chunks[i] for i in looked))
         if not (item.dequantized or any(update.whole for update in item.updates)):
             for place, rows in enumerate(chunks):
+                if place % AHEAD == 0:
+                    ahead = chunks[place : place + 2 * AHEAD]
+                    item.source.expect(slice(ahead[0].start, ahead[-1].stop))
                 base = item.source.read(rows)
-                yield _part(item, base, rows, arithmetic, look=place in looked)
+                yield _part(item, base, rows, arithmetic, stands_for=stands_for.get(place))
             return
         with _whole_tensors:
             values = _base(item, arithmetic)
             for place, rows in enumerate(chunks):
-                yield _part(item, values[rows], rows, arithmetic, look=place in looked)
+                yield _part(item, values[rows], rows, arithmetic, stands_for=stands_for.get(place))
 
 
 def _base(item: Item, arithmetic: Arithmetic) -> torch.Tensor:
@@ -98,17 +116,28 @@ def _base(item: Item, arithmetic: Arithmetic) -> torch.Tensor:
 
 
 def _part(
-    item: Item, base: torch.Tensor, rows: slice, arithmetic: Arithmetic, *, look: bool
+    item: Item,
+    base: torch.Tensor,
+    rows: slice,
+    arithmetic: Arithmetic,
+    *,
+    stands_for: float | None,
 ) -> tuple[torch.Tensor, Rounding]:
+    """New rows, and what rounding cost if they stand for a part of the tensor."""
     base = base.to(arithmetic.device)
     if not item.updates:
         return base.to(item.dtype), Rounding()
-    values = base.float() if arithmetic.fp32 else base
-    new = run_chain(item.updates, values, _region(item, rows))
+    values, region = base.float() if arithmetic.fp32 else base, _region(item, rows)
+    new = run_chain(item.updates, values, region)
     stored = new.to(item.dtype)
     if not _finite(new, stored):
         return stored, Rounding(finite=False)
-    return stored, _rounding(values, base.to(item.dtype), new, stored) if look else Rounding()
+    if stands_for is None:
+        return stored, Rounding()
+    if not arithmetic.fp32:  # what it cost shows beside the exact sum only
+        values = base.float()
+        new = run_chain(item.updates, values, region)
+    return stored, _rounding(values, base.to(item.dtype), new, stored).times(stands_for)
 
 
 def _finite(new: torch.Tensor, stored: torch.Tensor) -> bool:
@@ -141,6 +170,10 @@ def _different(one: torch.Tensor, other: torch.Tensor) -> int:
         return int(torch.count_nonzero(one != other))
     bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
     return int(np.count_nonzero(one.view(bits).numpy() != other.view(bits).numpy()))
+
+
+def _count(parts: Iterable[slice]) -> int:
+    return sum(part.stop - part.start for part in parts) or 1
 
 
 def _region(item: Item, rows: slice) -> Region:

@@ -45,7 +45,9 @@ class Update:
         """The new values of a region."""
         if self.replace is not None:
             return self.replace(values, region, base)
-        return values + self.change(values, region).to(values.dtype)
+        change = self.change(values, region).to(values.dtype)
+        # A sum in place spares a pass over memory.
+        return change.add_(values) if change.is_contiguous() else values + change
 
     def change(self, values: Tensor, region: Region) -> Tensor:
         """What an additive update adds to `values` in a region, in float32."""

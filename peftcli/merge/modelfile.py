@@ -9,6 +9,8 @@ from pathlib import Path
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from peftcli.errors import ArtefactError
+
 FILE = "Modelfile"
 Message = dict[str, str]
 SYSTEM, USER, ANSWER = "Zsys0", "Zusr0", "Zans0"  # words that no template writes by itself
@@ -45,10 +47,11 @@ class Pieces:
 
 
 def write_modelfile(folder: Path, stops: Sequence[int]) -> tuple[str, ...]:
-    """Write the Modelfile into a merged folder; what could not be said in it, one sentence each."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        str(folder), trust_remote_code=False
-    )
+    """Write the Modelfile into a merged folder; what could not be said in it, one sentence each.
+
+    Raises ArtefactError when the folder's tokenizer does not load.
+    """
+    tokenizer = _tokenizer(folder)
     lines, notes = ["FROM ."], []
     if tokenizer.chat_template is None:
         lines.append('TEMPLATE """{{ .Prompt }}"""')
@@ -100,6 +103,20 @@ def go_template(pieces: Pieces) -> str:
         f'{{{{ if and (ne .Role "assistant") $last }}}}{_literal(pieces.prompt)}{{{{ end }}}}'
         "{{ end }}"
     )
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise ArtefactError(
+            f"--export ollama: the tokenizer does not load: {text}",
+            "leave the option away, and write the Modelfile by hand",
+        ) from None
+    return found
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, with_system: bool) -> Pieces | None:

@@ -16,6 +16,8 @@ from peftcli.merge.source import AdapterSource
 from peftcli.models import DTYPES
 
 BLOCK = 64  # bitsandbytes' own block size
+SCALES_BLOCK = 256  # and that of the scales, under double quantisation
+PART = 1 << 20  # values; a multiple of the block
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,32 @@ class Quantization:
         return str(self.config.bnb_4bit_quant_type)
 
     def round_trip(self, weight: torch.Tensor, *, transposed: bool) -> torch.Tensor:
-        """The weight after quantising and expanding, in the dtype the run expanded it to."""
-        values = weight.to(self.dtype)
-        values = values.T.contiguous() if transposed else values
-        packed, state = bnb.quantize_4bit(
-            values,
-            blocksize=BLOCK,
-            compress_statistics=self.config.bnb_4bit_use_double_quant,
-            quant_type=self.kind,
-        )
-        expanded: torch.Tensor = bnb.dequantize_4bit(packed, state)
+        """The weight after quantising and expanding, in the dtype the run expanded it to.
+
+        In parts, because bitsandbytes takes many times the memory of what it is given.
+        """
+        values = (weight.T if transposed else weight).to(self.dtype).contiguous()
+        expanded = torch.empty_like(values)
+        packed = [
+            bnb.quantize_4bit(part, blocksize=BLOCK, quant_type=self.kind)
+            for part in torch.split(values.view(-1), PART)
+        ]
+        scales = self._held(torch.cat([state.absmax for _, state in packed]))
+        own_scales = torch.split(scales, PART // BLOCK)
+        targets = torch.split(expanded.view(-1), PART)
+        for (codes, state), own, target in zip(packed, own_scales, targets, strict=True):
+            state.absmax = own
+            target.copy_(bnb.dequantize_4bit(codes, state).view(-1))
         return expanded.T.contiguous() if transposed else expanded
+
+    def _held(self, scales: torch.Tensor) -> torch.Tensor:
+        """The scales of all blocks as the run held them: with double quantisation, in 8 bits."""
+        if not self.config.bnb_4bit_use_double_quant:
+            return scales
+        offset = scales.mean()
+        codes, state = bnb.quantize_blockwise(scales - offset, blocksize=SCALES_BLOCK)
+        expanded: torch.Tensor = bnb.dequantize_blockwise(codes, state) + offset
+        return expanded.float()
 
 
 def quantization_of(source: AdapterSource) -> Quantization | None:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import transformers
 
-from peftcli.errors import ResourceError
+from peftcli.errors import ArtefactError, ResourceError
+from peftcli.merge.bring import has_tokenizer
 from peftcli.merge.compute import single_threaded
 from peftcli.merge.finish import finish
 from peftcli.merge.identity import check_output
 from peftcli.merge.options import MergeOptions, WeightedAdapter
-from peftcli.merge.prepare import Prepared, locate, prepare
+from peftcli.merge.prepare import Inputs, Prepared, locate, prepare
 from peftcli.merge.result import MergeResult, size
 from peftcli.merge.source import AdapterSource
 from peftcli.merge.stream import write_weights
@@ -42,6 +43,7 @@ def run(source: Path | None, options: MergeOptions, tell: Tell) -> MergeResult:
     inputs = locate((*named, *options.adapters), options)
     output = options.output or _default_output(inputs.sources[0])
     check_output(output, inputs.sources, inputs.base, overwrite=options.overwrite)
+    _check_export(inputs, options)
     with single_threaded():
         prepared = prepare(inputs, options, tell)
     for text in prepared.warnings:
@@ -79,6 +81,16 @@ def _default_output(source: AdapterSource) -> Path:
     if "snapshots" in source.folder.parts:  # the hub's cache is no place for results
         return Path(f"{source.name.rpartition('/')[2]}-merged")
     return source.folder.with_name(f"{source.folder.name}-merged")
+
+
+def _check_export(inputs: Inputs, options: MergeOptions) -> None:
+    folders = (inputs.sources[0].folder, inputs.base.folder)
+    if options.export == "ollama" and not any(map(has_tokenizer, folders)):
+        raise ArtefactError(
+            f"--export ollama: no tokenizer in {folders[0]} or {folders[1]}, so neither template "
+            "nor stop tokens are known",
+            "put the tokenizer's files beside the base, or leave the option away",
+        )
 
 
 def _check_space(output: Path, prepared: Prepared, tell: Tell) -> None:

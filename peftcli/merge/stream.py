@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from peftcli.merge.compute import Arithmetic, Rounding, new_rows, single_threade
 from peftcli.merge.plan import Item, Plan
 
 COPY_BYTES = 1 << 26
+SYNC_BYTES = 1 << 28
 MAX_WORKERS = 8
 
 
@@ -32,6 +33,16 @@ class Place:
     offset: int
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A file that is being written."""
+
+    part: Path
+    """Its name until it is complete, which no loader takes for weights."""
+    descriptor: int
+    futures: Mapping[Future[Rounding], Item]
+
+
 def write_weights(
     plan: Plan, folder: Path, arithmetic: Arithmetic, tell: Callable[[int, int], None]
 ) -> Rounding:
@@ -39,48 +50,63 @@ def write_weights(
 
     Raises ResourceError on a full disk and NumericalError for a result that is not finite.
     """
-    total = Rounding()
-    done, lock = 0, threading.Lock()
+    total, done = Rounding(), 0
+    opened: deque[Shard] = deque()
     with single_threaded(), ThreadPoolExecutor(_workers()) as pool:
         try:
-            for file, items in plan.shards.items():
-                for item, rounding in _shard(folder / file, items, arithmetic, pool):
-                    with lock:
-                        done += item.bytes
-                    total = total + rounding
-                    tell(done, plan.bytes)
+            for item, rounding in _written(plan, folder, arithmetic, pool, opened):
+                done += item.bytes
+                total = total + rounding
+                tell(done, plan.bytes)
         except OSError as error:
-            pool.shutdown(wait=True, cancel_futures=True)
             raise _refused(folder, error) from None
-        except BaseException:
+        finally:
             pool.shutdown(wait=True, cancel_futures=True)
-            raise
+            for shard in opened:
+                os.close(shard.descriptor)
     _write_index(plan, folder)
     return total
 
 
-def _shard(
-    file: Path, items: Sequence[Item], arithmetic: Arithmetic, pool: ThreadPoolExecutor
+def _written(
+    plan: Plan,
+    folder: Path,
+    arithmetic: Arithmetic,
+    pool: ThreadPoolExecutor,
+    opened: deque[Shard],
 ) -> Iterator[tuple[Item, Rounding]]:
-    header = _header(items)
-    part = file.with_name(f"{file.name}.part")  # no loader takes it for weights
-    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        size = len(header) + sum(item.bytes for item in items)
-        os.posix_fallocate(descriptor, 0, size)
+    """Each item as it is done; the next shard is under way while one goes to the disk."""
+    for file, items in plan.shards.items():
+        part = folder / f"{file}.part"
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        futures: dict[Future[Rounding], Item] = {}
+        opened.append(Shard(part, descriptor, futures))
+        header = _header(items)
+        os.posix_fallocate(descriptor, 0, len(header) + sum(item.bytes for item in items))
         os.pwrite(descriptor, header, 0)
         offset = len(header)
-        futures: dict[Future[Rounding], Item] = {}
         for item in items:
-            place = Place(descriptor, offset)
-            futures[pool.submit(_write, item, place, arithmetic)] = item
+            futures[pool.submit(_write, item, Place(descriptor, offset), arithmetic)] = item
             offset += item.bytes
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-        os.fsync(descriptor)
-        part.rename(file)
-    finally:
-        os.close(descriptor)
+        if len(opened) > 1:
+            yield from _completed(opened)
+    while opened:
+        yield from _completed(opened)
+
+
+def _completed(opened: deque[Shard]) -> Iterator[tuple[Item, Rounding]]:
+    """Wait for the oldest shard; bring it to the disk bit by bit, so that little is left to do."""
+    shard, unsynced = opened[0], 0
+    for future in as_completed(shard.futures):
+        item = shard.futures[future]
+        yield item, future.result()
+        unsynced += item.bytes
+        if unsynced >= SYNC_BYTES:
+            os.fdatasync(shard.descriptor)
+            unsynced = 0
+    os.fsync(shard.descriptor)
+    os.close(opened.popleft().descriptor)
+    shard.part.rename(shard.part.with_suffix(""))
 
 
 def _write(item: Item, place: Place, arithmetic: Arithmetic) -> Rounding:
@@ -157,7 +183,8 @@ def _write_index(plan: Plan, folder: Path) -> None:
 
 
 def _workers() -> int:
-    return max(2, min(MAX_WORKERS, len(os.sched_getaffinity(0))))
+    """Two for each core: one computes while the other waits for the disk."""
+    return min(MAX_WORKERS, 2 * len(os.sched_getaffinity(0)))
 
 
 def _refused(folder: Path, error: OSError) -> ResourceError:

@@ -43,9 +43,11 @@ class Case:
         return model
 
     def by_peft(self) -> Tensors:
-        """PEFT's merge in float32, cast to the base's dtype."""
+        """PEFT's merge in float32, cast to the dtypes of the base; some routers keep float32."""
         model = PeftModel.from_pretrained(self.load_base(), self.adapter)
-        return model.merge_and_unload(safe_merge=True).to(self.dtype).state_dict()
+        merged = model.merge_and_unload(safe_merge=True).state_dict()
+        base = AutoModelForCausalLM.from_pretrained(self.base, dtype=self.dtype).state_dict()
+        return {name: tensor.to(base[name].dtype) for name, tensor in merged.items()}
 
     def loaded(self, dtype: torch.dtype | None = None) -> PreTrainedModel:
         """The merged folder, as anybody loads it."""

@@ -107,14 +107,39 @@ def test_rounding_is_counted(tmp_path: Path) -> None:
     assert rounding.relative_error == pytest.approx(error.item(), rel=1e-3)
 
 
-def test_rounding_of_a_large_tensor_is_sampled(tmp_path: Path) -> None:
-    base = random(20 * CPU_ELEMENTS // COLUMNS, COLUMNS).bfloat16()
+def test_parts_of_a_large_tensor_stand_for_it(tmp_path: Path) -> None:
+    """So that in a model's sums it weighs as much as its size, beside tensors seen as a whole."""
+    base = random(20 * CPU_ELEMENTS // COLUMNS + 7, COLUMNS).bfloat16()
     a, b = random(RANK, COLUMNS), random(base.shape[0], RANK)
     found, rounding, parts = merged(tmp_path, base, deltas.lora(a, b, 0.1, transposed=False))
     assert parts == 20
-    unchanged = (found == base).float().mean().item()
-    assert rounding.touched < base.numel() / 6
-    assert rounding.unchanged / rounding.touched == pytest.approx(unchanged, rel=0.05)
+    change = (b @ a) * 0.1
+    exact = base.float() + change
+    assert rounding.touched == pytest.approx(int((exact != base.float()).sum()), rel=1e-3)
+    assert rounding.unchanged == pytest.approx(int((found == base).sum()), rel=0.05)
+    error = ((found.float() - exact).norm() / change.norm()).item()
+    assert rounding.relative_error == pytest.approx(error, rel=0.05)
+
+
+@pytest.mark.parametrize("fp32", [True, False])
+def test_rounding_is_measured_against_the_exact_sum(tmp_path: Path, fp32: bool) -> None:
+    """Sums in bfloat16 lose their part of the update before anything is saved."""
+    base = random(ROWS, COLUMNS).bfloat16()
+    a, b = random(RANK, COLUMNS), random(ROWS, RANK)
+    update = deltas.lora(a, b, 0.1, transposed=False)
+    stored = write(tmp_path, base)
+    item = Item("w", stored, Place("w"), (update,), stored.shape, stored.dtype)
+    parts = list(new_rows(item, Arithmetic(torch.device("cpu"), fp32, None)))
+    rounding = sum((part for _, part in parts), Rounding())
+    found = torch.cat([rows for rows, _ in parts])
+    change = (b @ a) * 0.1
+    exact = base.float() + change
+    assert torch.equal(found, exact.bfloat16() if fp32 else base + change.bfloat16())
+    touched = exact != base.float()
+    assert rounding.touched == int(touched.sum())
+    assert rounding.unchanged == int((touched & (found == base)).sum()) > 0
+    error = ((found.float() - exact).norm() / change.norm()).item()
+    assert rounding.relative_error == pytest.approx(error, rel=1e-3)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])

@@ -316,6 +316,53 @@ def test_pickles_only_when_allowed(case: Any, what: str) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_pickles_in_several_files(case: Any) -> None:
+    (case.adapter / FILE_NAME).unlink()
+    expected = case.by_peft()
+    index = case.base / "model.safetensors.index.json"
+    names = json.loads(index.read_text())
+    for shard in case.base.glob("*.safetensors"):
+        torch.save(load_file(shard), case.base / _pickled(shard.name))
+        shard.unlink()
+    names["weight_map"] = {name: _pickled(file) for name, file in names["weight_map"].items()}
+    (case.base / "pytorch_model.bin.index.json").write_text(json.dumps(names))
+    index.unlink()
+    refused(case, ArtefactError, "pickles")
+    case.merge(allow_pickle=True)
+    found = case.loaded().state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not list(case.output.glob("*.bin*"))
+
+
+def _pickled(name: str) -> str:
+    return name.replace("model", "pytorch_model").replace(".safetensors", ".bin")
+
+
+def test_base_and_adapter_from_the_hub(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both lie in the hub's cache, as a download leaves them; the result goes elsewhere."""
+    expected = case.by_peft()
+    change_config(case.adapter, base_model_name_or_path="someone/base")
+    for folder, name in ((case.base, "base"), (case.adapter, "adapter")):
+        cached = tmp_path / "hub" / f"models--someone--{name}"
+        (cached / "refs").mkdir(parents=True)
+        (cached / "refs" / "main").write_text("c0ffee")
+        (cached / "snapshots").mkdir()
+        folder.rename(cached / "snapshots" / "c0ffee")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    options = MergeOptions(output=case.output, offline=True)
+    result = run(Path("someone/adapter"), options, lambda text: None)
+    assert (result.base.name, result.base.commit) == ("someone/base", "c0ffee")
+    card = (case.output / "README.md").read_text()
+    assert "base_model: someone/base" in card
+    assert "`someone/base` at commit c0ffee" in card
+    found = case.loaded().state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(UsageError, match="someone/other: no such folder, and the hub"):
+        run(Path("someone/other"), options, lambda text: None)
+
+
 def test_planted_pickle(case: Any, tmp_path: Path) -> None:
     class Planted:
         def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
