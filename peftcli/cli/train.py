@@ -34,13 +34,15 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Tune a model as the recipe says."""
+    from peftcli.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    # Only now, because a wrong recipe is answered sooner without these imports.
     from peftcli import report
     from peftcli.data.sources import check_exist
     from peftcli.estimate.find import known_architecture
     from peftcli.recipe.checks import check_architecture
-    from peftcli.recipe.load import load_recipe
 
-    loaded = load_recipe(recipe, overrides)
     check_exist(loaded.recipe.data.paths(), Path.cwd())
     architecture = known_architecture(loaded.recipe.model.name)
     if architecture is not None:

@@ -19,6 +19,7 @@ from peftcli.methods.base import (
     QuantizedBase,
     bitsandbytes_config,
     layer_problem,
+    refuse_conflicts,
     tokens_problem,
     whole_parameters,
 )
@@ -64,8 +65,17 @@ class Adapter(Method, QuantizedBase):
 
     @model_validator(mode="after")
     def _one_size(self) -> Adapter:
+        found: list[tuple[tuple[str, ...], str]] = []
         if self.bottleneck_size is not None and self.reduction_factor is not None:
-            raise ValueError("`bottleneck_size` and `reduction_factor` exclude each other")
+            text = "`bottleneck_size` and `reduction_factor` exclude each other; keep one"
+            found.append((("reduction_factor",), text))
+        if self.quantization is None and self.compute_dtype != "auto":
+            text = "belongs to a 4-bit base; write `quantization: nf4` too, or remove it"
+            found.append((("compute_dtype",), text))
+        if self.quantization is None and not self.double_quantization:
+            text = "belongs to a 4-bit base; write `quantization: nf4` too, or remove it"
+            found.append((("double_quantization",), text))
+        refuse_conflicts(found)
         return self
 
     def optimizer(self) -> str:

@@ -31,6 +31,20 @@ class Section(BaseModel):
     )
 
 
+class Conflict(ValueError):
+    """Keys of a section that cannot go together: (keys below the section, sentence) for each."""
+
+    def __init__(self, found: list[tuple[tuple[str, ...], str]]) -> None:
+        super().__init__("; ".join(text for _, text in found))
+        self.found = found
+
+
+def refuse_conflicts(found: list[tuple[tuple[str, ...], str]]) -> None:
+    """Raise Conflict when anything was found."""
+    if found:
+        raise Conflict(found)
+
+
 class Method(Section):
     """A way of tuning; each subclass is one entry of the recipe's `method.name`."""
 

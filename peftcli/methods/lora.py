@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from peftcli.architecture.families import family_of
 from peftcli.methods.base import (
+    Conflict,
     Indices,
     Method,
     Names,
@@ -80,7 +81,8 @@ class LowRank(Method):
     @model_validator(mode="after")
     def _check(self) -> LowRank:
         if self.init == "eva" and self.use_dora:
-            raise ValueError("`init: eva` does not work with `use_dora: true`; remove one of them")
+            text = "`eva` does not work with `use_dora: true`; remove one of them"
+            raise Conflict([(("init",), text)])
         return self
 
     def trainable_parameters(self, architecture: Architecture) -> int:

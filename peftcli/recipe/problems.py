@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -9,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from peftcli.methods import METHODS
+from peftcli.methods.base import Conflict
 from peftcli.recipe.document import Document, Path, dotted
 from peftcli.recipe.schema import SECTIONS, Recipe
 
@@ -54,6 +57,16 @@ FOREIGN_KEYS = {
     "early_stopping_patience": "evaluation.early_stopping",
     "output_dir": "output",
 }
+# What a recipe cannot be without.
+_EXAMPLES: dict[Path, Any] = {
+    ("model",): "Qwen/Qwen3-8B",
+    ("model", "name"): "Qwen/Qwen3-8B",
+    ("method",): "lora",
+    ("method", "name"): "lora",
+    ("data",): {"train": "rows.jsonl"},
+    ("data", "train"): "rows.jsonl",
+    ("output",): "runs/my-run",
+}
 _KINDS = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -77,22 +90,52 @@ _FOUND = {
 }
 
 
-def problem_lines(error: ValidationError, document: Document) -> list[str]:
-    """One line for each wrong value, in the order of the file."""
+def problems_of(error: ValidationError, document: Document, values: Any) -> dict[Path, str]:
+    """Each wrong key with its sentence; `values` are those of the document that were judged."""
     by_path: dict[Path, list[ErrorDetails]] = {}
+    found: dict[Path, str] = {}
     for detail in error.errors():
-        by_path.setdefault(_written(detail["loc"], detail["type"], document.values), []).append(
-            detail
-        )
+        path = _written(detail["loc"], detail["type"], values)
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, Conflict):
+            found |= {(*path, *keys): text for keys, text in cause.found}
+        else:
+            by_path.setdefault(path, []).append(detail)
     for path in list(by_path):  # a union's other branches complain above the real problem
         below = [p for p in by_path if len(p) > len(path) and p[: len(path)] == path]
         if below and all(_is_branch(detail) for detail in by_path[path]):
             del by_path[path]
+    return found | {path: _sentence(details, path, document) for path, details in by_path.items()}
+
+
+def problem_lines(problems: Mapping[Path, str], document: Document) -> list[str]:
+    """One line for each problem, in the order of the file."""
     lines = [
-        (document.place(path), f"{dotted(path) or 'recipe'}: {_sentence(details, path, document)}")
-        for path, details in by_path.items()
+        (document.place(path), f"{dotted(path) or 'recipe'}: {text}")
+        for path, text in problems.items()
     ]
     return [f"{place}: {line}" for place, line in sorted(lines, key=lambda item: _order(item[0]))]
+
+
+def without(values: Any, paths: Iterable[Path]) -> Any:
+    """A copy of the values in which defaults, or examples, stand at `paths`.
+
+    So the rest of a recipe can be judged although something in it is wrong.
+    """
+    rest = copy.deepcopy(values)
+    for path in paths:
+        inner = rest
+        for part in path[:-1]:
+            inside = isinstance(inner, dict) and part in inner
+            known = inside or (isinstance(inner, list) and isinstance(part, int))
+            inner = inner[part] if known and inner else None
+        if isinstance(inner, dict):
+            inner.pop(path[-1], None)
+            if path in _EXAMPLES:
+                inner[path[-1]] = copy.deepcopy(_EXAMPLES[path])
+        elif isinstance(inner, list) and isinstance(path[-1], int):
+            inner[path[-1]] = "an example"
+    return rest
 
 
 def _order(place: str) -> tuple[int, int]:
@@ -156,9 +199,10 @@ def _unknown_key(path: Path, document: Document) -> str:
 def _missing(path: Path) -> str:
     if path[-1] == "name" and "method" in path:
         return _method({})
-    examples = {"model": "Qwen/Qwen3-8B", "method": "lora", "output": "runs/my-run"}
-    example = examples.get(str(path[-1]))
-    return f"missing; write `{path[-1]}: {example}`" if example else "missing; every recipe has it"
+    example = _EXAMPLES.get(path)
+    if not isinstance(example, str):
+        return "missing; every recipe has it"
+    return f"missing; write `{path[-1]}: {example}`"
 
 
 def _method(value: Any) -> str:

@@ -123,6 +123,11 @@ def test_every_problem_at_once_with_place_and_remedy(tmp_path: Path) -> None:
         ("method: {name: full, rank: 4}", "`full` has no such key; it belongs to lora and qlora"),
         ("method: {name: adapter, bottleneck_size: 8, reduction_factor: 2}", "exclude each other"),
         ("method: {name: lora, use_dora: true, init: eva}", "does not work with `use_dora: true`"),
+        (
+            "method: {name: adapter, compute_dtype: float32}",
+            "r.yaml:2:25: method.compute_dtype: be",
+        ),
+        ("method: {name: adapter, double_quantization: false}", "write `quantization: nf4` too"),
         ("method: {name: lora, target_modules: 3}", "expected text or a list or `all-linear`"),
     ],
 )
@@ -136,7 +141,11 @@ def test_method_problems(tmp_path: Path, line: str, message: str) -> None:
         ("training: {batch_size: 16, micro_batch_size: 3}", "3 does not divide `batch_size` 16"),
         (
             "training: {save_steps: 15}\nevaluation: {steps: 10}",
-            "`training.save_steps` 15 is no multiple of `evaluation.steps` 10",
+            "r.yaml:6:12: training.save_steps: 15 is no multiple of `evaluation.steps` 10",
+        ),
+        (
+            "evaluation: {gates: {max_merge_drift: 1%}}",
+            "r.yaml:6:22: evaluation.gates.max_merge_drift: nothing is merged after `adapter`",
         ),
         ("training: {warmup: 1.5}", "a share below 1 or a whole number of steps, found 1.5"),
         ("training: {learning_rate: .inf}", "must be a finite number, found `inf`"),
@@ -147,7 +156,41 @@ def test_method_problems(tmp_path: Path, line: str, message: str) -> None:
     ],
 )
 def test_rules_between_keys(tmp_path: Path, addition: str, message: str) -> None:
-    assert message in refusal(tmp_path, GOOD + addition + "\n")[0]
+    text = GOOD.replace("lora", "adapter") if "adapter" in message else GOOD
+    assert message in refusal(tmp_path, text + addition + "\n")[0]
+
+
+def test_rules_between_keys_are_told_beside_wrong_keys(tmp_path: Path) -> None:
+    text = GOOD.replace("lora", "adapter").replace("rows.jsonl", "rows.jsonl\n  eval: nul")
+    text += (
+        "bogus: 1\ntraining: {micro_batch_size: 3, epochs: many, save_steps: 15}\n"
+        "evaluation: {steps: 10, gates: {max_merge_drift: 1%, min_gain: much}}\n"
+    )
+    lines = refusal(tmp_path, text)
+    assert [line.partition(": ")[2].partition(":")[0] for line in lines] == [
+        "bogus",
+        "training.micro_batch_size",
+        "training.epochs",
+        "training.save_steps",
+        "evaluation.gates.max_merge_drift",
+        "evaluation.gates.min_gain",
+    ]
+
+
+def test_a_rule_is_not_judged_by_the_default_of_a_wrong_key(tmp_path: Path) -> None:
+    text = GOOD + "training: {batch_size: twelve, micro_batch_size: 3}\n"
+    assert [line.split(": ")[1] for line in refusal(tmp_path, text)] == ["training.batch_size"]
+
+
+def test_a_wrong_key_in_a_required_place_hides_nothing(tmp_path: Path) -> None:
+    text = "model: 3\nmethod: {name: loraa}\ndata: {train: 4, max_length: 1}\noutput: ''\n"
+    assert [line.split(": ")[1] for line in refusal(tmp_path, text)] == [
+        "model",
+        "method",
+        "data.train",
+        "data.max_length",
+        "output",
+    ]
 
 
 @pytest.mark.parametrize("share", ["0%", "100%", "1.5", "0"])
@@ -158,8 +201,14 @@ def test_an_eval_share_lies_inside(tmp_path: Path, share: str) -> None:
 
 def test_early_stopping_needs_held_out_rows(tmp_path: Path) -> None:
     text = GOOD.replace("rows.jsonl", "rows.jsonl\n  eval: null")
-    text += "evaluation: {early_stopping: 2}\n"
-    assert "needs held-out rows" in refusal(tmp_path, text)[0]
+    text += "evaluation: {early_stopping: 2, steps: 5, gates: {min_gain: 0}}\n"
+    lines = refusal(tmp_path, text)
+    assert [line.split(": ")[1].partition(".")[2] for line in lines] == [
+        "early_stopping",
+        "steps",
+        "gates",
+    ]
+    assert all("needs held-out rows" in line for line in lines)
 
 
 def test_missing_sections_are_named(tmp_path: Path) -> None:
