@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from peftcli.architecture.families import family_of
 from peftcli.methods.base import (
     Indices,
+    Layers,
     Method,
     Names,
     Quantization,
@@ -54,7 +55,7 @@ class Adapter(Method, QuantizedBase):
     """Whether both projections of the bottleneck have biases."""
     scaling: float = Field(1.0, gt=0)
     """Factor on the adapter's output; 4 is usual for `parallel`."""
-    layers: Indices | None = None
+    layers: Layers | None = None
     """Indices of the layers to tune; all of them when absent."""
     modules_to_save: Names = ()
     """Modules trained whole and saved beside the adapter, such as `lm_head`."""

@@ -16,6 +16,7 @@ Quantization = Literal["nf4", "fp4"]
 ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
 Names = Annotated[tuple[str, ...], Strict(False)]  # YAML has lists only
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Strict(False)]
+Layers = Annotated[Indices, Field(min_length=1)]
 
 
 class Section(BaseModel):

@@ -96,7 +96,7 @@ r.yaml:6:3: method.bottleneck_size: `lora` has no such key; it belongs to adapte
 r.yaml:11:7: data.train.1.limi: unknown key; did you mean `limit`?
 r.yaml:15:3: training.micro_batch_size: at least 1, found 0; or write `auto`
 r.yaml:16:3: training.packing: `yes` is none of auto, true or false
-r.yaml:17:3: training.learning_rate: expected a number, found true or false `True`
+r.yaml:17:3: training.learning_rate: expected a number, found true or false `true`
 r.yaml:18:3: training.epochs: expected a number, found text `3`
 r.yaml:19:3: training.schedule: `cosin` is none of cosine, linear, constant, constant_with_warmup, \
 polynomial, inverse_sqrt; did you mean `cosine`?
@@ -191,6 +191,50 @@ def test_a_wrong_key_in_a_required_place_hides_nothing(tmp_path: Path) -> None:
         "data.max_length",
         "output",
     ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lines"),
+    [
+        (
+            "rows.jsonl",
+            "[null]",
+            ["r.yaml:4:11: data.train.0: expected a section of keys, found no"],
+        ),
+        (
+            "rows.jsonl",
+            "[{path: a, weight: 0}]",
+            ["r.yaml:4:21: data.train.0.weight: must be above"],
+        ),
+        (
+            "rows.jsonl",
+            "a\n  eval: []",
+            ["r.yaml:5:3: data.eval: expected a share such as `5%`, a "],
+        ),
+        (
+            "rows.jsonl",
+            "a\n  eval: true",
+            ["r.yaml:5:3: data.eval: expected a share such as `5%`, a "],
+        ),
+        ("bundled:tiny", "{name: a, revision: 3}", ["found a whole number `3`; put it in quotes"]),
+        ("bundled:tiny", "{name: a, dtype: fp16}", ["did you mean `float16`?"]),
+        ("method: lora", "method: LoRA", ["did you mean `lora`? The methods are"]),
+        ("method: lora", "method: {name: lora, layers: []}", ["must not be empty, found `[]`"]),
+        ("method: lora", "method: {name: lora, target_modules: []}", ["must not be empty"]),
+        ("method: lora", "method: {name: lora, alpha_pattern: {q: 0}}", ["must be above 0"]),
+        ("output: runs/x", "output: x\ntraining:", ["found nothing; write a value, or remove"]),
+        (
+            "output: runs/x",
+            "output: x\ntraining.epochs: 3",
+            ["write `epochs` on a line of its own"],
+        ),
+    ],
+)
+def test_one_line_says_what_to_write(tmp_path: Path, old: str, new: str, lines: list[str]) -> None:
+    found = refusal(tmp_path, GOOD.replace(old, new))
+    assert len(found) == len(lines)
+    for line, part in zip(found, lines, strict=True):
+        assert part in line
 
 
 @pytest.mark.parametrize("share", ["0%", "100%", "1.5", "0"])
