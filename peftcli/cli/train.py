@@ -51,7 +51,9 @@ def train(
     from peftcli.train.run import Options, run
 
     if dry_run:
-        report.show_dry_run(preview(loaded, offline=offline), loaded, as_json=as_json)
+        with report.preparing(as_json=as_json) as tell:
+            shown = preview(loaded, tell, offline=offline)
+        report.show_dry_run(shown, as_json=as_json)
         return
     options = Options(
         resume=resume, overwrite=overwrite, force=force, offline=offline, push_to_hub=push_to_hub
