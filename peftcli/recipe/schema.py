@@ -143,8 +143,8 @@ class Data(Section):
     """A template's name, a .jinja file, or the tokenizer's own when absent."""
     max_length: int = Field(2048, ge=8)
     """The longest row in tokens."""
-    too_long: Literal["error", "drop", "truncate"] = "truncate"
-    """What happens to longer rows; the counts are always shown."""
+    too_long: Literal["auto", "error", "drop", "truncate", "split"] = "auto"
+    """What happens to longer rows; `auto` splits plain text into pieces and truncates the rest."""
     bad_rows: Literal["error", "skip"] = "error"
     """Whether one row that cannot be read stops the run."""
     duplicates: Literal["keep", "drop"] = "keep"

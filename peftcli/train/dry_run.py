@@ -77,6 +77,7 @@ def _row_lines(setting: Setting, loaded: LoadedRecipe) -> list[str]:
         "bad": "bad",
         "too_long": f"longer than {setting.longest:,} tokens",
         "truncated": "  of these truncated",
+        "split": "  of these split into several rows",
         "answer_cut": "  of these left out, no answer left",
         "untrained": "left out, nothing to train on",
         "duplicates": f"duplicates ({'kept' if data.duplicates == 'keep' else 'left out'})",
@@ -100,7 +101,7 @@ def _counted(name: str, values: list[str]) -> str:
 
 def _shown(split: SplitReport, key: str) -> str:
     """A count; none for what was counted among the training rows, of which this is a share."""
-    of_files = key in ("read", "bad", "too_long", "truncated", "answer_cut", "untrained")
+    of_files = key in ("read", "bad", "too_long", "truncated", "split", "answer_cut", "untrained")
     counts = asdict(split)
     return "" if of_files and not split.read else f"{counts[key]:,}"
 
