@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from peftcli.data.report import DataReport
+from peftcli.errors import DataError
 from peftcli.preparing.arrange import arrange
 from peftcli.preparing.cache import is_whole, key_of, run_plan, staging
 from peftcli.preparing.plan import choices_of, plan_parts, total_bytes
@@ -60,6 +61,12 @@ def prepare(
     """
     check_tokenizer(tokenizer)
     parts, files = plan_parts(data, base_dir)
+    other = next((file for file in files if file.format != "text"), None)
+    if data.too_long == "split" and other is not None:
+        raise DataError(
+            f"data.too_long: `split` is for plain text, and {other.path} holds {other.format} rows",
+            "write `auto`, `truncate`, `drop` or `error`",
+        )
     template = choose_template(tokenizer, data.chat_template, base_dir)
     work, stops = _work(data, tokenizer, template, parts)
     spread = workers or (1 if total_bytes(parts) < SMALL else len(os.sched_getaffinity(0)))

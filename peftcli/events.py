@@ -22,6 +22,14 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class Preparing:
+    """How far the rows are read and tokenised; at most one in a second."""
+
+    share: float
+    rows: int
+
+
+@dataclass(frozen=True)
 class Step:
     """One optimizer step."""
 
@@ -55,5 +63,5 @@ class Saved:
     path: Path
 
 
-Event = Note | Warned | Step | Evaluated | Saved
+Event = Note | Warned | Preparing | Step | Evaluated | Saved
 Listener = Callable[[Event], None]

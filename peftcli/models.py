@@ -160,10 +160,11 @@ def base_folder(model: Model) -> Path | None:
 
 def wrap(base: PreTrainedModel, config: PeftConfig) -> PeftModel:
     """The base with an untrained adapter; raises UsageError when nothing matches the targets."""
+    hint = _targets_hint(base)
     try:
         return get_peft_model(base, config)
     except ValueError as error:
-        raise UsageError(f"method: {error}", _targets_hint(base)) from None
+        raise UsageError(f"method: {error}", hint) from None
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
@@ -199,7 +200,8 @@ def _keep_exact(base: PreTrainedModel) -> None:
 
 def _targets_hint(base: PreTrainedModel) -> str:
     names = {name.rpartition(".")[2] for name, module in base.named_modules() if _linear(module)}
-    return f"write `target_modules: all-linear`, or some of {', '.join(sorted(names))}"
+    listed = ", ".join(sorted(names - {"lm_head"}))
+    return f"write `target_modules: all-linear`, or a list of some of {listed}"
 
 
 def _linear(module: torch.nn.Module) -> bool:

@@ -11,13 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftcli.events import Evaluated, Event, Listener, Saved, Step, Warned
+from peftcli.events import Evaluated, Event, Listener, Preparing, Saved, Step, Warned
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from peftcli.recipe.gallery import Entry
-    from peftcli.recipe.load import LoadedRecipe
     from peftcli.train.dry_run import DryRun
     from peftcli.train.run import TrainResult
 
@@ -25,8 +24,8 @@ PLAIN_SECONDS = 5.0  # seconds between plain progress lines
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output; paths are text."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    """One JSON document on one line of standard output; paths are text."""
+    print(json.dumps(value, ensure_ascii=False, default=str))
 
 
 @contextmanager
@@ -41,6 +40,13 @@ def training(*, quiet: bool, as_json: bool) -> Iterator[Listener]:
     else:
         with _progress() as progress:
             yield _LiveBar(progress)
+
+
+@contextmanager
+def preparing(*, as_json: bool) -> Iterator[Listener]:
+    """How far the rows are, where that is all there is to follow."""
+    with training(quiet=as_json, as_json=False) as tell:
+        yield lambda event: tell(event) if isinstance(event, Preparing) else None
 
 
 def show_training(result: TrainResult, *, quiet: bool, as_json: bool) -> None:
@@ -63,7 +69,7 @@ def show_training(result: TrainResult, *, quiet: bool, as_json: bool) -> None:
     )
 
 
-def show_dry_run(result: DryRun, loaded: LoadedRecipe, *, as_json: bool) -> None:
+def show_dry_run(result: DryRun, *, as_json: bool) -> None:
     """The resolved recipe, the rows, three rendered rows with their labels, and the plan."""
     if as_json:
         print_json(asdict(result))
@@ -79,7 +85,8 @@ def show_dry_run(result: DryRun, loaded: LoadedRecipe, *, as_json: bool) -> None
     for line in result.rows:
         console.print(Text(f"  {line}"))
     for number, pieces in enumerate(result.samples, 1):
-        console.print(f"\n[bold]row {number}[/] ([green]trained[/], [dim]masked[/])")
+        legend = "[green]trained[/], [dim]masked[/]" if console.is_terminal else ">>>trained<<<"
+        console.print(f"\n[bold]row {number}[/] ({legend})")
         text = Text()
         for piece, trained in pieces:
             text.append(piece, style="green" if trained else "dim")
@@ -130,6 +137,8 @@ def _event_line(event: Event) -> str:
         )
     if isinstance(event, Saved):
         return f"saved {event.path.name}"
+    if isinstance(event, Preparing):
+        return f"preparing: {event.share:.0%}, {event.rows:,} rows"
     return f"warning: {event.text}" if isinstance(event, Warned) else event.text
 
 
@@ -157,9 +166,9 @@ class _PlainLines:
         self._last = 0.0
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Step):
+        if isinstance(event, Step | Preparing):
             now = time.monotonic()
-            edge = event.step in (1, event.total_steps)
+            edge = isinstance(event, Step) and event.step in (1, event.total_steps)
             if not edge and now - self._last < PLAIN_SECONDS:
                 return
             self._last = now
@@ -186,6 +195,9 @@ class _LiveBar:
                 total=event.total_steps,
                 numbers=numbers,
             )
+        elif isinstance(event, Preparing):
+            numbers = f"{event.share:.0%}  {event.rows:,} rows"
+            self._progress.update(self._task, completed=event.share, total=1, numbers=numbers)
         elif not isinstance(event, Saved):
             style = "yellow" if isinstance(event, Warned) else None
             style = "green" if isinstance(event, Evaluated) and event.best else style

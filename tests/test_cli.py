@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,8 @@ def test_a_run_in_plain_lines_and_as_json(base_model: Path, rows: Path, tmp_path
     assert "step 1/3" in first.stdout
     assert "held out after step 3" in first.stdout
     assert f"{tmp_path / 'run'}/adapter" in first.stdout
+    assert f"{rows}: messages rows (found messages)" in first.stdout
+    assert "32 rows to train on, 8 held out" in first.stdout
     second = peftcli("train", str(file), "--overwrite", "--json")
     assert second.returncode == 0, second.stderr
     events = [json.loads(line) for line in second.stdout.splitlines()]
@@ -55,7 +58,15 @@ def test_the_dry_run_shows_rows_labels_and_plan_and_writes_nothing(
     assert "<|end|><<<" in done.stdout  # the token that ends a turn is trained
     assert "micro_batch_size 8" in done.stdout
     assert not (tmp_path / "run").exists()
-    report = json.loads(peftcli("train", str(file), "--dry-run", "--json").stdout)
+    assert re.search(r"^  kept +32 +8$", done.stdout, re.MULTILINE)
+    assert re.search(r"^  duplicates \(kept\) +0 +0$", done.stdout, re.MULTILINE)
+    assert "row 1 (>>>trained<<<)" in done.stdout
+    assert "outside the usual" not in done.stdout
+    fast = peftcli("train", str(file), "--dry-run", "--set", "training.learning_rate=0.1")
+    assert "warning: training.learning_rate: 0.1 lies outside the usual" in fast.stdout
+    printed = peftcli("train", str(file), "--dry-run", "--json").stdout
+    assert printed.count("\n") == 1
+    report = json.loads(printed)
     assert report["report"]["train"]["kept"] == 32
     assert report["trainable_parameters"] == 2 * 4 * (128 + 96 + 96 + 128 + 3 * 160)
 

@@ -89,12 +89,26 @@ def _decoder(keys: Keys, model_type: str, family_name: str = "") -> Architecture
     if model_type == "nemotron_h":
         return _nemotron(keys, layout)
     layout = adjusted(model_type, keys, layout)
-    sizes = read_sizes(keys, layout)
+    sizes = read_sizes(keys, layout) if known else _assumed_sizes(keys, layout, model_type)
     names = OTHER_NAMES.get(model_type) or (family_of(family_name or model_type) if known else None)
     family = names or PLAIN_NAMES
     groups = build(keys, layout, family, sizes)
     found = _architecture(keys, model_type, sizes, groups, layout.tied)
     return found if known else replace(found, exact=False)
+
+
+def _assumed_sizes(keys: Keys, layout: Layout, model_type: str) -> Sizes:
+    """The sizes of a model nobody has described; its own error where it is of another kind."""
+    try:
+        return read_sizes(keys, layout)
+    except ArtefactError as error:
+        reason = error.message.removeprefix(f"{keys.where}: ")
+        raise ArtefactError(
+            f"{keys.where}: {model_type!r} models are not supported: not known here, and not read "
+            f"as an ordinary attention decoder either ({reason})",
+            "Memory, packing and targets would be guesses: take another model, or train this one "
+            "with TRL and PEFT themselves.",
+        ) from None
 
 
 def _nemotron(keys: Keys, layout: Layout) -> Architecture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,4 +69,6 @@ def main() -> None:
     """The console script."""
     # It complains on import about an optional kernel that is not needed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Else pydantic reads the metadata of every installed package before the first recipe.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     app()

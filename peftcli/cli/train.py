@@ -34,13 +34,15 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Tune a model as the recipe says."""
+    from peftcli.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    # Only now, because a wrong recipe is answered sooner without these imports.
     from peftcli import report
     from peftcli.data.sources import check_exist
     from peftcli.estimate.find import known_architecture
     from peftcli.recipe.checks import check_architecture
-    from peftcli.recipe.load import load_recipe
 
-    loaded = load_recipe(recipe, overrides)
     check_exist(loaded.recipe.data.paths(), Path.cwd())
     architecture = known_architecture(loaded.recipe.model.name)
     if architecture is not None:
@@ -49,7 +51,9 @@ def train(
     from peftcli.train.run import Options, run
 
     if dry_run:
-        report.show_dry_run(preview(loaded, offline=offline), loaded, as_json=as_json)
+        with report.preparing(as_json=as_json) as tell:
+            shown = preview(loaded, tell, offline=offline)
+        report.show_dry_run(shown, as_json=as_json)
         return
     options = Options(
         resume=resume, overwrite=overwrite, force=force, offline=offline, push_to_hub=push_to_hub

@@ -47,13 +47,17 @@ def _messages(row: Row, labels: Labels) -> Row:
             "'label' is false: preference data marks this answer as a bad one; "
             "write `bad_rows: skip` to leave such rows out"
         )
-    result: Row = {"messages": read_messages(row.get("messages"))}
+    if "messages" not in row:
+        raise RowError("'messages' is missing")
+    result: Row = {"messages": read_messages(row["messages"])}
     tools = read_tools(row.get("tools") or row.get("functions"))
     return result | {"tools": tools} if tools else result
 
 
 def _sharegpt(row: Row, labels: Labels) -> Row:
-    turns = row.get("conversations")
+    if "conversations" not in row:
+        raise RowError("'conversations' is missing")
+    turns = row["conversations"]
     if isinstance(turns, list) and isinstance(row.get("answer"), dict):
         turns = [*turns, row["answer"]]
     messages = read_messages(turns, "conversations")

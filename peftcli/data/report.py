@@ -41,6 +41,8 @@ class SplitReport:
     length_p90: int
     length_p99: int
     length_max: int
+    split: int = 0
+    """Rows of plain text that were split; each piece is a kept row."""
     bad_rows: tuple[str, ...] = ()
     """The first bad rows, as FILE:LINE: problem."""
 

@@ -81,9 +81,15 @@ def resolve(source: Source, base_dir: Path) -> list[DataFile] | HubSet:
 
 
 def check_exist(paths: Iterable[str], base_dir: Path) -> None:
-    """Raise DataError for the first path that is neither here nor a name the hub could have."""
+    """Raise DataError naming every path that is neither here nor a name the hub could have."""
+    found: dict[str, str] = {}
     for path in paths:
-        resolve(Source(path), base_dir)
+        try:
+            resolve(Source(path), base_dir)
+        except DataError as error:
+            found[error.message] = error.hint
+    if found:
+        raise DataError("\n".join(found), "; ".join(dict.fromkeys(found.values())))
 
 
 def _folder(folder: Path, source: Source) -> list[DataFile]:

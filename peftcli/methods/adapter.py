@@ -13,12 +13,14 @@ from pydantic import Field, model_validator
 from peftcli.architecture.families import family_of
 from peftcli.methods.base import (
     Indices,
+    Layers,
     Method,
     Names,
     Quantization,
     QuantizedBase,
     bitsandbytes_config,
     layer_problem,
+    refuse_conflicts,
     tokens_problem,
     whole_parameters,
 )
@@ -53,7 +55,7 @@ class Adapter(Method, QuantizedBase):
     """Whether both projections of the bottleneck have biases."""
     scaling: float = Field(1.0, gt=0)
     """Factor on the adapter's output; 4 is usual for `parallel`."""
-    layers: Indices | None = None
+    layers: Layers | None = None
     """Indices of the layers to tune; all of them when absent."""
     modules_to_save: Names = ()
     """Modules trained whole and saved beside the adapter, such as `lm_head`."""
@@ -64,8 +66,17 @@ class Adapter(Method, QuantizedBase):
 
     @model_validator(mode="after")
     def _one_size(self) -> Adapter:
+        found: list[tuple[tuple[str, ...], str]] = []
         if self.bottleneck_size is not None and self.reduction_factor is not None:
-            raise ValueError("`bottleneck_size` and `reduction_factor` exclude each other")
+            text = "`bottleneck_size` and `reduction_factor` exclude each other; keep one"
+            found.append((("reduction_factor",), text))
+        if self.quantization is None and self.compute_dtype != "auto":
+            text = "belongs to a 4-bit base; write `quantization: nf4` too, or remove it"
+            found.append((("compute_dtype",), text))
+        if self.quantization is None and not self.double_quantization:
+            text = "belongs to a 4-bit base; write `quantization: nf4` too, or remove it"
+            found.append((("double_quantization",), text))
+        refuse_conflicts(found)
         return self
 
     def optimizer(self) -> str:

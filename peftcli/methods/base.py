@@ -16,6 +16,7 @@ Quantization = Literal["nf4", "fp4"]
 ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
 Names = Annotated[tuple[str, ...], Strict(False)]  # YAML has lists only
 Indices = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Strict(False)]
+Layers = Annotated[Indices, Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -29,6 +30,20 @@ class Section(BaseModel):
         validate_default=True,
         defer_build=True,
     )
+
+
+class Conflict(ValueError):
+    """Keys of a section that cannot go together: (keys below the section, sentence) for each."""
+
+    def __init__(self, found: list[tuple[tuple[str, ...], str]]) -> None:
+        super().__init__("; ".join(text for _, text in found))
+        self.found = found
+
+
+def refuse_conflicts(found: list[tuple[tuple[str, ...], str]]) -> None:
+    """Raise Conflict when anything was found."""
+    if found:
+        raise Conflict(found)
 
 
 class Method(Section):

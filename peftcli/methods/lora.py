@@ -14,7 +14,9 @@ from pydantic import Field, model_validator
 
 from peftcli.architecture.families import family_of
 from peftcli.methods.base import (
+    Conflict,
     Indices,
+    Layers,
     Method,
     Names,
     layer_problem,
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
     from peftcli.architecture.config import Architecture, Linear
 
-Targets = Literal["all-linear"] | str | Names
+Targets = Literal["all-linear"] | str | Annotated[Names, Field(min_length=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -47,11 +49,11 @@ class LowRank(Method):
     """`all-linear`, a list of module names, or a regular expression on full module names."""
     exclude_modules: Names = ()
     """Module names that are left alone although target_modules names them."""
-    layers: Indices | None = None
+    layers: Layers | None = None
     """Indices of the layers to tune; all of them when absent."""
     rank_pattern: dict[str, Positive] = Field(default_factory=dict)
     """Module name or regular expression -> another rank."""
-    alpha_pattern: dict[str, float] = Field(default_factory=dict)
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Module name or regular expression -> another alpha."""
     use_rslora: bool = False
     """Scale by alpha / sqrt(rank), which keeps high ranks stable."""
@@ -80,7 +82,8 @@ class LowRank(Method):
     @model_validator(mode="after")
     def _check(self) -> LowRank:
         if self.init == "eva" and self.use_dora:
-            raise ValueError("`init: eva` does not work with `use_dora: true`; remove one of them")
+            text = "`eva` does not work with `use_dora: true`; remove one of them"
+            raise Conflict([(("init",), text)])
         return self
 
     def trainable_parameters(self, architecture: Architecture) -> int:

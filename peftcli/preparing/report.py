@@ -92,6 +92,7 @@ def _split(known: SplitRows, chosen: Index, arranged: Arranged, split: str) -> S
         bad=counts.get("bad", 0),
         too_long=counts.get("too_long", 0),
         truncated=counts.get("truncated", 0),
+        split=counts.get("split", 0),
         answer_cut=counts.get("answer_cut", 0),
         untrained=counts.get("untrained", 0),
         duplicates=arranged.duplicates[split] if own else 0,
@@ -136,12 +137,18 @@ def _warnings(known: SplitRows, data: Data) -> list[str]:
             f"the chat template leaves out a part of the last answer in {counts['lost']} rows "
             "(often the thinking), so that part is not trained on"
         )
+    if counts["split"]:
+        lines.append(
+            f"{counts['split']} rows were split into {counts['pieces']} at max_length "
+            f"{data.max_length}; each piece counts as a row"
+        )
+    left_out = data.too_long == "drop"
     if counts["truncated"] or counts["answer_cut"]:
         lines.append(
             f"{counts['truncated']} rows were cut at max_length {data.max_length}, and "
             f"{counts['answer_cut']} more left out, because no answer was left in them"
         )
-    elif counts["too_long"]:
+    elif counts["too_long"] and left_out:
         lines.append(f"{counts['too_long']} rows longer than max_length were left out")
     if counts["untrained"]:
         lines.append(f"{counts['untrained']} rows were left out: nothing in them is trained on")

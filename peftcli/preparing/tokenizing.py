@@ -35,6 +35,15 @@ class _Row:
     plain: bool
 
 
+@dataclass(slots=True)
+class _Kept:
+    content: bytes
+    """What makes it a duplicate of another row."""
+    group: bytes
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
 class Tokenizing:
     """Turns batches of rows into tokens; made once in each process."""
 
@@ -114,7 +123,7 @@ class Tokenizing:
     def _tokens(self, rows: Sequence[_Row], counts: Counter[str]) -> Batch:
         texts = [row.rendered.text for row in rows]
         encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
-        kept: list[tuple[_Row, list[int], list[tuple[int, int]]]] = []
+        kept: list[_Kept] = []
         too_long: list[str] = []
         for row, encoding in zip(rows, encodings, strict=True):
             ids, spans = self._labelled(row, encoding)
@@ -127,7 +136,13 @@ class Tokenizing:
                 counts["too_long"] += 1
                 if self.work.too_long == "error":
                     too_long.append(f"{row.place}: {len(ids)} tokens")
-                if self.work.too_long != "truncate":
+                if self.work.too_long in ("error", "drop"):
+                    continue
+                if row.plain and self.work.too_long != "truncate":
+                    pieces = self._pieces(row, ids)
+                    counts["split"] += 1
+                    counts["pieces"] += len(pieces)
+                    kept += pieces
                     continue
                 ids = ids[: self.work.max_length]
                 spans = [(a, min(b, len(ids))) for a, b in spans if a < len(ids)]
@@ -135,13 +150,25 @@ class Tokenizing:
                     counts["answer_cut"] += 1
                     continue
                 counts["truncated"] += 1
-            kept.append((row, ids, spans))
+            kept.append(_Kept(row.rendered.text.encode(), row.group, ids, spans))
         batch = _flat(kept, counts)
         batch.too_long = too_long[:SHOWN]
         batch.largest_id = int(batch.ids.max(initial=0))
         if self.work.unknown is not None:
             counts["unknown"] += int((batch.ids == self.work.unknown).sum())
         return batch
+
+    def _pieces(self, row: _Row, ids: list[int]) -> list[_Kept]:
+        """All of a long text in pieces; each begins as a text does, and the last one ends it."""
+        begin = [self.work.begin[1]] if self.work.begin else []
+        room = self.work.max_length - len(begin)
+        pieces = []
+        for start in range(len(begin), len(ids), room):
+            piece = [*begin, *ids[start : start + room]]
+            # Known by its tokens: hashing the whole text for each piece would be quadratic.
+            content = np.array(piece, np.int32).tobytes()
+            pieces.append(_Kept(content, row.group, piece, [(len(begin), len(piece))]))
+        return pieces
 
     def _labelled(self, row: _Row, encoding: Encoding) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids of a row, and the ranges of them that carry loss."""
@@ -165,22 +192,20 @@ def _hashes(texts: Iterable[bytes], count: int) -> Hashes:
     return np.frombuffer(digests, dtype=np.uint64, count=count)
 
 
-def _flat(
-    kept: Sequence[tuple[_Row, list[int], list[tuple[int, int]]]], counts: Counter[str]
-) -> Batch:
-    lengths = np.fromiter((len(ids) for _, ids, _ in kept), np.int32, len(kept))
+def _flat(kept: Sequence[_Kept], counts: Counter[str]) -> Batch:
+    lengths = np.fromiter((len(row.ids) for row in kept), np.int32, len(kept))
     total = int(lengths.sum())
-    ids = np.fromiter(chain.from_iterable(ids for _, ids, _ in kept), np.int32, total)
+    ids = np.fromiter(chain.from_iterable(row.ids for row in kept), np.int32, total)
     labels = np.full(total, MASKED, np.int32)
     trained = np.zeros(len(kept), np.int32)
     offset = 0
-    for position, (_, row_ids, spans) in enumerate(kept):
-        for start, end in spans:
+    for position, row in enumerate(kept):
+        for start, end in row.spans:
             labels[offset + start : offset + end] = ids[offset + start : offset + end]
             trained[position] += end - start
-        offset += len(row_ids)
+        offset += len(row.ids)
     counts["kept"] += len(kept)
     counts["tokens"] += total
-    contents = _hashes((row.rendered.text.encode() for row, _, _ in kept), len(kept))
-    groups = _hashes((row.group for row, _, _ in kept), len(kept))
+    contents = _hashes((row.content for row in kept), len(kept))
+    groups = _hashes((row.group for row in kept), len(kept))
     return Batch(ids, labels, lengths, trained, contents, groups, counts)

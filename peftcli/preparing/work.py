@@ -45,7 +45,7 @@ class Work:
     train_on: Literal["answers", "all", "last"]
     system: str | None
     max_length: int
-    too_long: Literal["error", "drop", "truncate"]
+    too_long: Literal["auto", "error", "drop", "truncate", "split"]
     begin: tuple[str, int] | None
     """The token that plain text begins with, if the tokenizer has one."""
     end: tuple[str, int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -12,8 +13,10 @@ from pydantic import BaseModel, ValidationError
 
 from peftcli.errors import RecipeError
 from peftcli.recipe.document import Document, Path, override, read_document
-from peftcli.recipe.problems import problem_lines
+from peftcli.recipe.problems import problem_lines, problems_of, without
 from peftcli.recipe.schema import Recipe
+
+ROUNDS = 6  # keys, rules within sections, rules between them; each may uncover the next
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,32 @@ def load_recipe(path: FilePath, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
 def validate(document: Document) -> LoadedRecipe:
     """The document as a recipe; raises RecipeError with one line for each problem."""
-    try:
-        recipe = Recipe.model_validate(document.values)
-    except ValidationError as error:
-        raise _refusal(document, problem_lines(error, document)) from None
-    if document.problems:
-        raise _refusal(document, [])
+    problems: dict[Path, str] = {}
+    values = document.values
+    for _ in range(ROUNDS):
+        try:
+            recipe = Recipe.model_validate(values)
+            break
+        except ValidationError as error:
+            found = problems_of(error, document, values)
+            fresh = {
+                path: text
+                for path, text in found.items()
+                if path not in problems and not _names_one(text, problems)
+            }
+            problems = fresh | problems
+            # Rules between keys are judged only where every key is right, so look at the rest.
+            values = without(values, found)
+            if not fresh:
+                break
+    if problems or document.problems:
+        raise _refusal(document, problem_lines(problems, document))
     return LoadedRecipe(recipe, document)
+
+
+def _names_one(text: str, problems: dict[Path, str]) -> bool:
+    """Whether a sentence speaks of a key that is wrong itself: its default stands in for it."""
+    return any(re.search(rf"\b{re.escape(str(path[-1]))}\b", text) for path in problems if path)
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import json
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -9,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from peftcli.methods import METHODS
+from peftcli.methods.base import Conflict
 from peftcli.recipe.document import Document, Path, dotted
 from peftcli.recipe.schema import SECTIONS, Recipe
 
@@ -54,6 +58,17 @@ FOREIGN_KEYS = {
     "early_stopping_patience": "evaluation.early_stopping",
     "output_dir": "output",
 }
+# What a recipe cannot be without.
+_EXAMPLES: dict[Path, Any] = {
+    ("model",): "Qwen/Qwen3-8B",
+    ("model", "name"): "Qwen/Qwen3-8B",
+    ("method",): "lora",
+    ("method", "name"): "lora",
+    ("data",): {"train": "rows.jsonl"},
+    ("data", "train"): "rows.jsonl",
+    ("output",): "runs/my-run",
+}
+_FULL_NAMES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _KINDS = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -66,6 +81,15 @@ _KINDS = {
     "model_attributes_type": "a section of keys",
     "none_required": "null",
 }
+_LIMITS = {
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "finite_number": "must be a finite number",
+    "string_too_short": "must not be empty",
+    "too_short": "must not be empty",
+}
 _FOUND = {
     bool: "true or false",
     int: "a whole number",
@@ -77,22 +101,53 @@ _FOUND = {
 }
 
 
-def problem_lines(error: ValidationError, document: Document) -> list[str]:
-    """One line for each wrong value, in the order of the file."""
+def problems_of(error: ValidationError, document: Document, values: Any) -> dict[Path, str]:
+    """Each wrong key with its sentence; `values` are those of the document that were judged."""
     by_path: dict[Path, list[ErrorDetails]] = {}
+    found: dict[Path, str] = {}
     for detail in error.errors():
-        by_path.setdefault(_written(detail["loc"], detail["type"], document.values), []).append(
-            detail
-        )
+        path = _written(detail["loc"], detail["type"], values)
+        cause = detail.get("ctx", {}).get("error")
+        if isinstance(cause, Conflict):
+            found |= {(*path, *keys): text for keys, text in cause.found}
+        else:
+            by_path.setdefault(path, []).append(detail)
     for path in list(by_path):  # a union's other branches complain above the real problem
         below = [p for p in by_path if len(p) > len(path) and p[: len(path)] == path]
-        if below and all(_is_branch(detail) for detail in by_path[path]):
+        counted = ("too_short", "tuple_type")  # wrong items do not count as items
+        if below and all(_is_branch(x) or x["type"] in counted for x in by_path[path]):
             del by_path[path]
+    return found | {path: _sentence(details, path, document) for path, details in by_path.items()}
+
+
+def problem_lines(problems: Mapping[Path, str], document: Document) -> list[str]:
+    """One line for each problem, in the order of the file."""
     lines = [
-        (document.place(path), f"{dotted(path) or 'recipe'}: {_sentence(details, path, document)}")
-        for path, details in by_path.items()
+        (document.place(path), f"{dotted(path) or 'recipe'}: {text}")
+        for path, text in problems.items()
     ]
     return [f"{place}: {line}" for place, line in sorted(lines, key=lambda item: _order(item[0]))]
+
+
+def without(values: Any, paths: Iterable[Path]) -> Any:
+    """A copy of the values in which defaults, or examples, stand at `paths`.
+
+    So the rest of a recipe can be judged although something in it is wrong.
+    """
+    rest = copy.deepcopy(values)
+    for path in paths:
+        inner = rest
+        for part in path[:-1]:
+            inside = isinstance(inner, dict) and part in inner
+            known = inside or (isinstance(inner, list) and isinstance(part, int))
+            inner = inner[part] if known and inner else None
+        if isinstance(inner, dict):
+            inner.pop(path[-1], None)
+            if path in _EXAMPLES:
+                inner[path[-1]] = copy.deepcopy(_EXAMPLES[path])
+        elif isinstance(inner, list) and isinstance(path[-1], int):
+            inner[path[-1]] = "an example"
+    return rest
 
 
 def _order(place: str) -> tuple[int, int]:
@@ -131,9 +186,14 @@ def _sentence(details: list[ErrorDetails], path: Path, document: Document) -> st
         return str(context["error"])
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         return _method(value)
+    if path == ("data", "eval") and not isinstance(value, float):
+        shown = f"{_FOUND.get(type(value), 'something else')} {_short(value)}"
+        return f"expected a share such as `5%`, a file, a list of sources or null, found {shown}"
     if all(_is_branch(detail) for detail in details):
         return _wrong_type(details, value)
-    return f"{_limit(kind, context, first['msg'])}, found {_short(value)}"
+    bound = next((detail for detail in details if detail["type"] in _LIMITS), first)
+    limit = _limit(bound["type"], bound.get("ctx", {}), bound["msg"])
+    return f"{limit}, found {_short(value)}"
 
 
 def _unknown_key(path: Path, document: Document) -> str:
@@ -142,6 +202,9 @@ def _unknown_key(path: Path, document: Document) -> str:
     if path[0] == "method" and _owners(key):
         own = _method_name(document)
         return f"`{own}` has no such key; it belongs to {' and '.join(_owners(key))}"
+    section, dot, inner = key.partition(".")
+    if dot and section in known:
+        return f"unknown key; write `{inner}` on a line of its own below `{section}:`"
     near = get_close_matches(key, known, n=1, cutoff=0.6)
     if near:
         return f"unknown key; did you mean `{near[0]}`?"
@@ -156,9 +219,10 @@ def _unknown_key(path: Path, document: Document) -> str:
 def _missing(path: Path) -> str:
     if path[-1] == "name" and "method" in path:
         return _method({})
-    examples = {"model": "Qwen/Qwen3-8B", "method": "lora", "output": "runs/my-run"}
-    example = examples.get(str(path[-1]))
-    return f"missing; write `{path[-1]}: {example}`" if example else "missing; every recipe has it"
+    example = _EXAMPLES.get(path)
+    if not isinstance(example, str):
+        return "missing; every recipe has it"
+    return f"missing; write `{path[-1]}: {example}`"
 
 
 def _method(value: Any) -> str:
@@ -166,9 +230,9 @@ def _method(value: Any) -> str:
     names = ", ".join(METHODS)
     if name is None:
         return f"missing; write `name:` and one of {names}"
-    near = get_close_matches(str(name), METHODS, n=1)
-    guess = f"did you mean `{near[0]}`? " if near else ""
-    return f"no method is called {_short(name)}; {guess}The methods are {names}"
+    near = get_close_matches(str(name).lower(), METHODS, n=1)
+    guess = f"did you mean `{near[0]}`? The" if near else "the"
+    return f"no method is called {_short(name)}; {guess} methods are {names}"
 
 
 def _wrong_type(details: list[ErrorDetails], value: Any) -> str:
@@ -180,11 +244,16 @@ def _wrong_type(details: list[ErrorDetails], value: Any) -> str:
         elif _KINDS[detail["type"]] not in kinds:
             kinds.append(_KINDS[detail["type"]])
     if isinstance(value, str) and choices:
-        near = get_close_matches(value, choices, n=1, cutoff=0.6)
+        short = value.lower()
+        near = get_close_matches(_FULL_NAMES.get(short, short), choices, n=1, cutoff=0.6)
         guess = f"; did you mean `{near[0]}`?" if near else ""
         return f"{_short(value)} is none of {', '.join(choices + kinds)}{guess}"
     expected = " or ".join([*kinds, *(f"`{choice}`" for choice in choices)])
-    return f"expected {expected}, found {_FOUND.get(type(value), 'something else')} {_short(value)}"
+    if value is None:
+        return f"expected {expected}, found nothing; write a value, or remove the key"
+    quotes = "; put it in quotes" if kinds == ["text"] and isinstance(value, int | float) else ""
+    shown = f"{_FOUND.get(type(value), 'something else')} {_short(value)}"
+    return f"expected {expected}, found {shown}{quotes}"
 
 
 def _choices(expected: str) -> list[str]:
@@ -192,20 +261,12 @@ def _choices(expected: str) -> list[str]:
 
 
 def _limit(kind: str, context: dict[str, Any], message: str) -> str:
-    sentences = {
-        "greater_than": "must be above {gt}",
-        "greater_than_equal": "must be at least {ge}",
-        "less_than": "must be below {lt}",
-        "less_than_equal": "must be at most {le}",
-        "finite_number": "must be a finite number",
-        "string_too_short": "must not be empty",
-        "too_short": "must not be empty",
-    }
-    return sentences[kind].format(**context) if kind in sentences else message
+    return _LIMITS[kind].format(**context) if kind in _LIMITS else message
 
 
 def _short(value: Any) -> str:
-    text = f"`{value}`"
+    plain = value is None or isinstance(value, bool)
+    text = f"`{json.dumps(value) if plain else value}`"
     return text if len(text) < 60 else text[:56] + "...`"
 
 

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, Strict, field_validator, model_vali
 
 from peftcli.errors import UsageError
 from peftcli.methods import AnyMethod
-from peftcli.methods.base import Names, Section
+from peftcli.methods.base import Conflict, Names, Section, refuse_conflicts
 from peftcli.metrics import Metric, find_metric
 
 Format = Literal[
@@ -143,8 +143,8 @@ class Data(Section):
     """A template's name, a .jinja file, or the tokenizer's own when absent."""
     max_length: int = Field(2048, ge=8)
     """The longest row in tokens."""
-    too_long: Literal["error", "drop", "truncate"] = "truncate"
-    """What happens to longer rows; the counts are always shown."""
+    too_long: Literal["auto", "error", "drop", "truncate", "split"] = "auto"
+    """What happens to longer rows; `auto` splits plain text into pieces and truncates the rest."""
     bad_rows: Literal["error", "skip"] = "error"
     """Whether one row that cannot be read stops the run."""
     duplicates: Literal["keep", "drop"] = "keep"
@@ -233,10 +233,11 @@ class Training(Section):
     def _divides(self) -> Training:
         micro = self.micro_batch_size
         if isinstance(micro, int) and self.batch_size % micro:
-            raise ValueError(
-                f"`micro_batch_size` {micro} does not divide `batch_size` {self.batch_size}; "
-                "batch_size is the effective batch, gradient accumulation follows from the two"
+            text = (
+                f"{micro} does not divide `batch_size` {self.batch_size}; batch_size is the "
+                "effective batch, gradient accumulation follows from the two"
             )
+            raise Conflict([(("micro_batch_size",), text)])
         return self
 
 
@@ -314,17 +315,25 @@ class Recipe(Section):
     """Seed of initial weights, row order and dropout."""
 
     @model_validator(mode="after")
-    def _cadence(self) -> Recipe:
+    def _between_sections(self) -> Recipe:
+        found: list[tuple[tuple[str, ...], str]] = []
         saves, looks = self.training.save_steps, self.evaluation.steps
         if saves and looks and self.evaluation.keep_best and saves % looks:
-            raise ValueError(
-                f"`training.save_steps` {saves} is no multiple of `evaluation.steps` {looks}, so "
-                f"the best checkpoint could not be kept; write {looks * max(1, saves // looks)}"
+            text = (
+                f"{saves} is no multiple of `evaluation.steps` {looks}, so the best checkpoint "
+                f"could not be kept; write {looks * max(1, saves // looks)}"
             )
-        if self.evaluation.early_stopping and self.data.eval is None:
-            raise ValueError("`evaluation.early_stopping` needs held-out rows; write `data.eval`")
-        if self.evaluation.gates and self.data.eval is None:
-            raise ValueError("`evaluation.gates` needs held-out rows; write `data.eval`")
+            found.append((("training", "save_steps"), text))
+        for key in ("steps", "early_stopping", "gates"):
+            written = self.evaluation.model_dump(include={key})[key] is not None
+            if written and self.data.eval is None:
+                text = "needs held-out rows, and `data.eval` is null; name some, or remove it"
+                found.append((("evaluation", key), text))
+        gates = self.evaluation.gates
+        if gates and gates.max_merge_drift is not None and not self.method.mergeable:
+            text = f"nothing is merged after `{self.method.name}`; remove it"
+            found.append((("evaluation", "gates", "max_merge_drift"), text))
+        refuse_conflicts(found)
         return self
 
     @property

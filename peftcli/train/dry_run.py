@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from peftcli.data.report import SplitReport
 from peftcli.dataset import samples
+from peftcli.events import Listener
 from peftcli.models import go_offline
 from peftcli.recipe.load import LoadedRecipe, leaves, resolved
 from peftcli.train.quiet import quiet_libraries
@@ -32,16 +33,16 @@ class DryRun:
     warnings: list[str]
 
 
-def dry_run(loaded: LoadedRecipe, *, offline: bool) -> DryRun:
+def dry_run(loaded: LoadedRecipe, tell: Listener, *, offline: bool) -> DryRun:
     """Prepare the rows and decide the plan; raises what `run` would raise up to there."""
     quiet_libraries()
     if offline:
         go_offline()
-    setting = settle(loaded)
+    setting = settle(loaded, tell)
     total = setting.architecture.parameters()
     return DryRun(
         values=resolved_values(loaded),
-        rows=_row_lines(setting),
+        rows=_row_lines(setting, loaded),
         samples=samples(setting.prepared, setting.tokenizer, SHOWN_ROWS),
         plan=_plan_lines(setting, total),
         trainable_parameters=setting.trainable,
@@ -63,28 +64,46 @@ def resolved_values(loaded: LoadedRecipe) -> list[tuple[str, str, str]]:
     return listed
 
 
-def _row_lines(setting: Setting) -> list[str]:
-    report = setting.prepared.report
+def _row_lines(setting: Setting, loaded: LoadedRecipe) -> list[str]:
+    report, data = setting.prepared.report, loaded.recipe.data
     lines = [f"{file.path}: {file.format} rows ({file.why})" for file in report.files]
-    lines.append(f"chat template: {report.template}")
-    lines += _split_lines("train", report.train)
-    if report.eval is not None:
-        lines += _split_lines("eval", report.eval)
-    return lines + [f"warning: {text}" for text in report.warnings]
-
-
-def _split_lines(name: str, split: SplitReport) -> list[str]:
-    share = split.trained_tokens / max(1, split.tokens)
-    read = f" of {split.read:,} read" if split.read else ", a share of the training rows"
-    return [
-        f"{name}: {split.kept:,} rows kept{read}; {split.bad} bad, "
-        f"{split.too_long} too long, {split.truncated} truncated, {split.answer_cut} without an "
-        f"answer after truncation, {split.untrained} with nothing to train on, "
-        f"{split.duplicates} duplicate, {split.overlap} in both splits",
-        f"{name}: {split.trained_tokens:,} of {split.tokens:,} tokens trained on ({share:.0%}); "
-        f"lengths: median {split.length_p50}, 90 % {split.length_p90}, 99 % {split.length_p99}, "
-        f"longest {split.length_max}",
+    if any(file.format != "text" for file in report.files):
+        lines.append(f"chat template: {report.template}")
+    splits = [report.train] if report.eval is None else [report.train, report.eval]
+    lines.append(_counted("", ["train", "eval"][: len(splits)]))
+    names = {
+        "read": "read",
+        "kept": "kept",
+        "bad": "bad",
+        "too_long": f"longer than {setting.max_length:,} tokens",
+        "truncated": "  of these truncated",
+        "split": "  of these split into several rows",
+        "answer_cut": "  of these left out, no answer left",
+        "untrained": "left out, nothing to train on",
+        "duplicates": f"duplicates ({'kept' if data.duplicates == 'keep' else 'left out'})",
+        "overlap": f"in both ({'kept' if data.overlap == 'allow' else 'left out of eval'})",
+        "tokens": "tokens",
+        "trained_tokens": "  trained on",
+        "length_p50": "length: median",
+        "length_p90": "  90 % are at most",
+        "length_p99": "  99 % are at most",
+        "length_max": "  longest",
+    }
+    lines += [
+        _counted(text, [_shown(split, key) for split in splits]) for key, text in names.items()
     ]
+    return lines + [f"warning: {text}" for text in (*loaded.recipe.warnings(), *report.warnings)]
+
+
+def _counted(name: str, values: list[str]) -> str:
+    return f"{name:36}" + "".join(f"{value:>14}" for value in values)
+
+
+def _shown(split: SplitReport, key: str) -> str:
+    """A count; none for what was counted among the training rows, of which this is a share."""
+    of_files = key in ("read", "bad", "too_long", "truncated", "split", "answer_cut", "untrained")
+    counts = asdict(split)
+    return "" if of_files and not split.read else f"{counts[key]:,}"
 
 
 def _plan_lines(setting: Setting, total: int) -> list[str]:
@@ -95,6 +114,7 @@ def _plan_lines(setting: Setting, total: int) -> list[str]:
         f"steps: {plan.steps}, warm-up {plan.warmup_steps}, evaluation every {plan.eval_steps}, "
         f"checkpoint every {plan.save_steps}",
         f"batch: {plan.micro_batch_size} rows x {plan.accumulation} accumulation",
-        f"checkpointing: {plan.checkpointing}, packing: {plan.packing}",
+        f"checkpointing: {'full' if plan.checkpointing else 'none'}, "
+        f"packing: {'on' if plan.packing else 'off'}",
         *plan.reasons,
     ]

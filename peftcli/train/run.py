@@ -84,7 +84,7 @@ def run(loaded: LoadedRecipe, options: Options, tell: Listener) -> TrainResult:
         for text in recipe.warnings():
             tell(Warned(text))
         try:
-            setting = settle(loaded)
+            setting = settle(loaded, tell)
         except KeyboardInterrupt:
             raise InterruptedRun(
                 f"stopped by {interruption.received} before the first step; nothing was changed",

@@ -16,8 +16,9 @@ from peftcli.dataset import Prepared, prepare
 from peftcli.estimate.gpus import GIB, device_gpu
 from peftcli.estimate.result import Estimate, Rows
 from peftcli.estimate.run import run as estimate_run
+from peftcli.events import Listener
 from peftcli.models import Device, choose_device, load_config, load_tokenizer
-from peftcli.preparing.work import Progress
+from peftcli.preparing.progress import tell_rows, told
 from peftcli.recipe.checks import check_architecture, longest_row, packs, rows_apart
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
@@ -39,13 +40,15 @@ class Setting:
     estimate: Estimate | None
     """What the run needs of this GPU; None without one."""
     trainable: int
+    max_length: int
+    """The most tokens a row may have."""
+    longest: int
+    """Tokens of the longest row there is."""
     varlen: bool
     """Whether rows lie end to end, kept apart by the attention kernel."""
-    longest: int
-    """Tokens of the longest row."""
 
 
-def settle(loaded: LoadedRecipe, progress: Progress | None = None) -> Setting:
+def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
     """Check the recipe against its model and prepare the rows; loads no weights."""
     recipe = loaded.recipe
     device = choose_device(recipe.training.device, recipe.model.dtype)
@@ -59,9 +62,10 @@ def settle(loaded: LoadedRecipe, progress: Progress | None = None) -> Setting:
         base_dir=Path.cwd(),
         cache_dir=cache_folder() / "prepared",
         seed=recipe.seed,
-        progress=progress,
+        progress=told(tell),
     )
     report = prepared.report
+    tell_rows(report, tell)
     if all(file.format == "text" for file in report.files):
         data = data.model_copy(update={"format": "text"})
     seen = recipe.model_copy(update={"data": data})
@@ -89,8 +93,9 @@ def settle(loaded: LoadedRecipe, progress: Progress | None = None) -> Setting:
         plan=plan,
         estimate=estimate,
         trainable=recipe.method.trainable_parameters(architecture),
-        varlen=rows_apart(recipe, architecture),
+        max_length=data.max_length,
         longest=rows.longest or 1,
+        varlen=rows_apart(recipe, architecture),
     )
 
 

@@ -72,6 +72,19 @@ def test_wrong_values_are_named(change: dict[str, Any], named: str) -> None:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("kind", "missing"), [("mamba", "num_attention_heads"), ("mamba2", "intermediate_size")]
+)
+def test_a_state_space_model_is_refused_with_the_reason(kind: str, missing: str) -> None:
+    config = {"model_type": kind, "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 64}
+    heads = {"num_heads": 4} if kind == "mamba2" else {}
+    with pytest.raises(
+        ArtefactError, match=f"'{kind}' models are not supported.*{missing}"
+    ) as caught:
+        architecture_from({**config, **heads, "state_size": 8, "architectures": ["XForCausalLM"]})
+    assert "TRL and PEFT" in caught.value.hint
+
+
 @pytest.mark.parametrize("content", ["[1]", '"text"', "{", "\x00", "[" * 100_000, "null"])
 def test_other_files_are_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)

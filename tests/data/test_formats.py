@@ -239,3 +239,11 @@ def test_a_row_that_lacks_a_mapped_column_says_so():
     read = reader("prompt_completion", {"prompt": "q", "completion": "a"}, {})
     with pytest.raises(RowError, match="'a' is missing"):
         read({"q": "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("messages", "messages"), ("sharegpt", "conversations")]
+)
+def test_a_missing_field_is_not_called_null(name, field):
+    with pytest.raises(RowError, match=f"'{field}' is missing"):
+        reader(name, {}, {})({"other": 1})

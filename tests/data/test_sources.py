@@ -10,7 +10,7 @@ import pytest
 from peftcli.data import jsonfile
 from peftcli.data.hub import HubSet
 from peftcli.data.jsontext import depth
-from peftcli.data.sources import Source, read_rows, resolve
+from peftcli.data.sources import Source, check_exist, read_rows, resolve
 from peftcli.errors import DataError
 
 ROWS = [{"prompt": f"Frage {i}: £ 好 🙂", "completion": f"Antwort\n{i}"} for i in range(5)]
@@ -231,3 +231,13 @@ def test_only_names_that_are_no_path_go_to_the_hub(tmp_path):
 def test_depth_counts_levels():
     assert depth({"a": [1, {"b": 2}]}) == 3
     assert depth({}) == 1
+
+
+def test_every_missing_path_is_named(tmp_path):
+    (tmp_path / "here.jsonl").write_text("{}\n")
+    with pytest.raises(DataError) as caught:
+        check_exist(["a.jsonl", "here.jsonl", "b.csv", "owner/name"], tmp_path)
+    assert caught.value.message.splitlines() == [
+        "a.jsonl: no such file or folder",
+        "b.csv: no such file or folder",
+    ]

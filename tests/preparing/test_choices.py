@@ -1,6 +1,7 @@
 """Which rows are left out, held out, repeated or refused, and that it is counted."""
 
 import json
+import re
 
 import pytest
 
@@ -72,6 +73,59 @@ def test_long_rows_are_cut_left_out_or_refused(make, tokenizer):
     assert "a.jsonl:2: " in caught.value.message
     with pytest.raises(DataError, match="nothing is left to train on: 1 rows read"):
         make([rows[2]], max_length=40)
+
+
+def text_of(row, tokenizer):
+    return tokenizer.decode(row["input_ids"], skip_special_tokens=True)
+
+
+def test_long_plain_text_is_split_and_nothing_is_lost(make, base_tokenizer):
+    long = " ".join(f"What is {i}?" for i in range(60))
+    prepared = make([{"text": long}, {"text": "It is 12."}], tok=base_tokenizer, max_length=40)
+    report = prepared.report.train
+    pieces = list(prepared.train)[:-1]
+    assert (report.read, report.too_long, report.split, report.truncated) == (2, 1, 1, 0)
+    assert (report.kept, report.duplicates) == (len(pieces) + 1, 0)
+    assert "".join(text_of(piece, base_tokenizer) for piece in pieces) == long
+    assert [piece["length"] for piece in pieces[:-1]] == [40] * (len(pieces) - 1)
+    assert all(piece["input_ids"][0] == base_tokenizer.bos_token_id for piece in pieces)
+    ends = [base_tokenizer.eos_token_id in piece["input_ids"] for piece in pieces]
+    assert ends == [False] * (len(pieces) - 1) + [True]
+    assert all(piece["labels"][1:] == piece["input_ids"][1:] for piece in pieces)
+    assert f"1 rows were split into {len(pieces)} at max_length 40" in report_lines(prepared)
+
+
+def report_lines(prepared):
+    return "\n".join(prepared.report.warnings)
+
+
+def test_equal_pieces_of_different_texts_are_duplicates(make, base_tokenizer):
+    same = "It is 12. " * 20
+    rows = [{"text": same + "The end."}, {"text": same + "Another end."}]
+    kept = make(rows, tok=base_tokenizer, max_length=30).report.train
+    assert kept.duplicates > 0
+    left = make(rows, tok=base_tokenizer, max_length=30, duplicates="drop").report.train
+    assert left.kept == kept.kept - kept.duplicates
+
+
+def test_pieces_of_a_text_stay_on_one_side_of_a_split(make, base_tokenizer):
+    rows = [{"text": f"What is {i}? " + "question " * 40 + str(i)} for i in range(20)]
+    prepared = make(rows, tok=base_tokenizer, max_length=30, eval=0.2)
+    for side in (prepared.train, prepared.eval):
+        text = "".join(text_of(row, base_tokenizer) for row in side)
+        begun, ended = re.findall(r"What is (\d+)", text), re.findall(r"question (\d+)", text)
+        assert begun
+        assert sorted(begun) == sorted(ended)
+
+
+def test_splitting_is_for_plain_text(make, tokenizer, base_tokenizer):
+    rows = [{"text": "What is the answer? " * 40}]
+    cut = make(rows, tok=base_tokenizer, max_length=30, too_long="truncate").report.train
+    assert (cut.kept, cut.truncated, cut.split) == (1, 1, 0)
+    split = make(rows, tok=base_tokenizer, max_length=30, too_long="split").report.train
+    assert split.kept > 3
+    with pytest.raises(DataError, match=r"`split` is for plain text, and a.jsonl holds messages"):
+        make([chat("Hi", "Hello")], too_long="split")
 
 
 def test_rows_without_a_trained_answer_are_left_out(make):

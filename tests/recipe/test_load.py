@@ -96,7 +96,7 @@ r.yaml:6:3: method.bottleneck_size: `lora` has no such key; it belongs to adapte
 r.yaml:11:7: data.train.1.limi: unknown key; did you mean `limit`?
 r.yaml:15:3: training.micro_batch_size: at least 1, found 0; or write `auto`
 r.yaml:16:3: training.packing: `yes` is none of auto, true or false
-r.yaml:17:3: training.learning_rate: expected a number, found true or false `True`
+r.yaml:17:3: training.learning_rate: expected a number, found true or false `true`
 r.yaml:18:3: training.epochs: expected a number, found text `3`
 r.yaml:19:3: training.schedule: `cosin` is none of cosine, linear, constant, constant_with_warmup, \
 polynomial, inverse_sqrt; did you mean `cosine`?
@@ -123,6 +123,11 @@ def test_every_problem_at_once_with_place_and_remedy(tmp_path: Path) -> None:
         ("method: {name: full, rank: 4}", "`full` has no such key; it belongs to lora and qlora"),
         ("method: {name: adapter, bottleneck_size: 8, reduction_factor: 2}", "exclude each other"),
         ("method: {name: lora, use_dora: true, init: eva}", "does not work with `use_dora: true`"),
+        (
+            "method: {name: adapter, compute_dtype: float32}",
+            "r.yaml:2:25: method.compute_dtype: be",
+        ),
+        ("method: {name: adapter, double_quantization: false}", "write `quantization: nf4` too"),
         ("method: {name: lora, target_modules: 3}", "expected text or a list or `all-linear`"),
     ],
 )
@@ -136,7 +141,11 @@ def test_method_problems(tmp_path: Path, line: str, message: str) -> None:
         ("training: {batch_size: 16, micro_batch_size: 3}", "3 does not divide `batch_size` 16"),
         (
             "training: {save_steps: 15}\nevaluation: {steps: 10}",
-            "`training.save_steps` 15 is no multiple of `evaluation.steps` 10",
+            "r.yaml:6:12: training.save_steps: 15 is no multiple of `evaluation.steps` 10",
+        ),
+        (
+            "evaluation: {gates: {max_merge_drift: 1%}}",
+            "r.yaml:6:22: evaluation.gates.max_merge_drift: nothing is merged after `adapter`",
         ),
         ("training: {warmup: 1.5}", "a share below 1 or a whole number of steps, found 1.5"),
         ("training: {learning_rate: .inf}", "must be a finite number, found `inf`"),
@@ -147,7 +156,85 @@ def test_method_problems(tmp_path: Path, line: str, message: str) -> None:
     ],
 )
 def test_rules_between_keys(tmp_path: Path, addition: str, message: str) -> None:
-    assert message in refusal(tmp_path, GOOD + addition + "\n")[0]
+    text = GOOD.replace("lora", "adapter") if "adapter" in message else GOOD
+    assert message in refusal(tmp_path, text + addition + "\n")[0]
+
+
+def test_rules_between_keys_are_told_beside_wrong_keys(tmp_path: Path) -> None:
+    text = GOOD.replace("lora", "adapter").replace("rows.jsonl", "rows.jsonl\n  eval: nul")
+    text += (
+        "bogus: 1\ntraining: {micro_batch_size: 3, epochs: many, save_steps: 15}\n"
+        "evaluation: {steps: 10, gates: {max_merge_drift: 1%, min_gain: much}}\n"
+    )
+    lines = refusal(tmp_path, text)
+    assert [line.partition(": ")[2].partition(":")[0] for line in lines] == [
+        "bogus",
+        "training.micro_batch_size",
+        "training.epochs",
+        "training.save_steps",
+        "evaluation.gates.max_merge_drift",
+        "evaluation.gates.min_gain",
+    ]
+
+
+def test_a_rule_is_not_judged_by_the_default_of_a_wrong_key(tmp_path: Path) -> None:
+    text = GOOD + "training: {batch_size: twelve, micro_batch_size: 3}\n"
+    assert [line.split(": ")[1] for line in refusal(tmp_path, text)] == ["training.batch_size"]
+
+
+def test_a_wrong_key_in_a_required_place_hides_nothing(tmp_path: Path) -> None:
+    text = "model: 3\nmethod: {name: loraa}\ndata: {train: 4, max_length: 1}\noutput: ''\n"
+    assert [line.split(": ")[1] for line in refusal(tmp_path, text)] == [
+        "model",
+        "method",
+        "data.train",
+        "data.max_length",
+        "output",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "lines"),
+    [
+        (
+            "rows.jsonl",
+            "[null]",
+            ["r.yaml:4:11: data.train.0: expected a section of keys, found no"],
+        ),
+        (
+            "rows.jsonl",
+            "[{path: a, weight: 0}]",
+            ["r.yaml:4:21: data.train.0.weight: must be above"],
+        ),
+        (
+            "rows.jsonl",
+            "a\n  eval: []",
+            ["r.yaml:5:3: data.eval: expected a share such as `5%`, a "],
+        ),
+        (
+            "rows.jsonl",
+            "a\n  eval: true",
+            ["r.yaml:5:3: data.eval: expected a share such as `5%`, a "],
+        ),
+        ("bundled:tiny", "{name: a, revision: 3}", ["found a whole number `3`; put it in quotes"]),
+        ("bundled:tiny", "{name: a, dtype: fp16}", ["did you mean `float16`?"]),
+        ("method: lora", "method: LoRA", ["did you mean `lora`? The methods are"]),
+        ("method: lora", "method: {name: lora, layers: []}", ["must not be empty, found `[]`"]),
+        ("method: lora", "method: {name: lora, target_modules: []}", ["must not be empty"]),
+        ("method: lora", "method: {name: lora, alpha_pattern: {q: 0}}", ["must be above 0"]),
+        ("output: runs/x", "output: x\ntraining:", ["found nothing; write a value, or remove"]),
+        (
+            "output: runs/x",
+            "output: x\ntraining.epochs: 3",
+            ["write `epochs` on a line of its own"],
+        ),
+    ],
+)
+def test_one_line_says_what_to_write(tmp_path: Path, old: str, new: str, lines: list[str]) -> None:
+    found = refusal(tmp_path, GOOD.replace(old, new))
+    assert len(found) == len(lines)
+    for line, part in zip(found, lines, strict=True):
+        assert part in line
 
 
 @pytest.mark.parametrize("share", ["0%", "100%", "1.5", "0"])
@@ -158,8 +245,14 @@ def test_an_eval_share_lies_inside(tmp_path: Path, share: str) -> None:
 
 def test_early_stopping_needs_held_out_rows(tmp_path: Path) -> None:
     text = GOOD.replace("rows.jsonl", "rows.jsonl\n  eval: null")
-    text += "evaluation: {early_stopping: 2}\n"
-    assert "needs held-out rows" in refusal(tmp_path, text)[0]
+    text += "evaluation: {early_stopping: 2, steps: 5, gates: {min_gain: 0}}\n"
+    lines = refusal(tmp_path, text)
+    assert [line.split(": ")[1].partition(".")[2] for line in lines] == [
+        "early_stopping",
+        "steps",
+        "gates",
+    ]
+    assert all("needs held-out rows" in line for line in lines)
 
 
 def test_missing_sections_are_named(tmp_path: Path) -> None:
