@@ -16,6 +16,8 @@ PACKABLE = {
 # Packed by a mask instead of by row borders: gemma2's soft-capped scores are only in the eager
 # kernel, and stablelm's layers do not hand the borders on.
 NO_VARLEN = {"gemma2", "stablelm"}
+FUSED = {"llama", "mistral", "qwen2", "qwen3"}
+"""Families whose layers run on the fused functions of peftcli/train/fast."""
 UNPACKABLE = {
     "opt": "it numbers positions across rows",
     "falcon": "its ALiBi bias counts positions across rows",

@@ -81,7 +81,7 @@ def end_to_end(rows: list[Row], longest: int) -> dict[str, Any]:
     batch: dict[str, Any] = {"trained": trained, "targets": labels[trained + 1]}
     if all(n == longest for n in lengths):
         shape = (len(lengths), longest)
-        positions = torch.arange(longest)[None]
+        positions = torch.arange(longest).repeat(len(lengths), 1)
         return batch | {"input_ids": ids.view(shape), "position_ids": positions, "longest": longest}
     positions = torch.arange(len(ids)) - borders[:-1].repeat_interleave(sizes)
     return batch | {
@@ -117,7 +117,7 @@ def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     inputs = {
         "input_ids": ids,
         "labels": labels.view(ids.shape),
-        "position_ids": batch["position_ids"].expand(ids.shape),
+        "position_ids": batch["position_ids"],
     }
     if "cu_seq_lens" in batch:
         borders, longest = batch["cu_seq_lens"], batch["longest"]

@@ -89,7 +89,7 @@ def test_packed_rows_keep_the_texts_in_them_apart(model: torch.nn.Module) -> Non
 def test_full_rows_lie_side_by_side() -> None:
     (batch,) = micro_batches(rows(lengths=(8, 8)), longest=8)
     assert batch["input_ids"].shape == (2, 8)
-    assert batch["position_ids"].tolist() == [list(range(8))]
+    assert batch["position_ids"].tolist() == [list(range(8))] * 2
     assert batch["trained"].tolist() == [*range(7), *range(8, 15)]
     assert "cu_seq_lens" not in batch
 

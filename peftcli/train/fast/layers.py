@@ -19,8 +19,6 @@ from peftcli.train.fast.bottleneck import AddBottleneck, Bottleneck, fits, read_
 from peftcli.train.fast.linear import Norm
 from peftcli.train.fast.lora import Group, Shadows, Unsupported, check
 
-FAMILIES = {"llama", "mistral", "qwen2", "qwen3"}
-
 
 @dataclass(frozen=True)
 class FastLayer:
@@ -48,7 +46,8 @@ class FastLayer:
         """What transformers calls in place of the layer's own forward: (rows x tokens x hidden)."""
         rows, tokens, hidden = hidden_states.shape
         x = hidden_states.reshape(rows * tokens, hidden)
-        angles = flat_angles(position_embeddings, rows)
+        cos, sin = position_embeddings
+        angles = cos.reshape(len(x), -1), sin.reshape(len(x), -1)
         mixed = self._mix(x, angles, rows, cu_seq_lens_q, max_length_q)
         x = self._mlp(self._output(mixed, x))
         return x.view(rows, tokens, hidden)
@@ -135,14 +134,6 @@ def prepare(layer: Any, shadows: Shadows) -> FastLayer:
         down=shadows.group([mlp.down_proj]),
         down_adapter=read_bottleneck(mlp.down_proj, shadows),
     )
-
-
-def flat_angles(embeddings: tuple[Tensor, Tensor], rows: int) -> tuple[Tensor, Tensor]:
-    """cos and sin as (rows * tokens x width), from (rows or 1 x tokens x width)."""
-    cos, sin = embeddings
-    if cos.shape[0] != rows:
-        cos, sin = cos.expand(rows, -1, -1), sin.expand(rows, -1, -1)
-    return cos.reshape(-1, cos.shape[-1]), sin.reshape(-1, sin.shape[-1])
 
 
 def _full_rows(q: Tensor, k: Tensor, v: Tensor, rows: int, scale: float) -> Tensor:

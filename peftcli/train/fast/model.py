@@ -12,6 +12,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from peftcli.recipe.checks import FUSED
 from peftcli.train.fast import layers
 from peftcli.train.fast.blocks import NormRows
 from peftcli.train.fast.lora import Shadows, Unsupported
@@ -54,7 +55,7 @@ def accelerate(model: PreTrainedModel | PeftModel) -> FastModel:
     """
     causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     config = causal.config
-    if config.model_type not in layers.FAMILIES:
+    if config.model_type not in FUSED:
         raise Unsupported(f"{config.model_type} models")
     head = causal.lm_head
     if not isinstance(head, nn.Linear) or head.bias is not None or head.weight.requires_grad:

@@ -11,9 +11,9 @@ from tiny_models import tiny_config
 from transformers import AutoModelForCausalLM
 
 from peftcli.methods.bottleneck_tuner import BottleneckConfig
+from peftcli.recipe.checks import FUSED
 from peftcli.train import attention
 from peftcli.train.batches import Batches, model_inputs
-from peftcli.train.fast.layers import FAMILIES
 from peftcli.train.fast.lora import Unsupported
 from peftcli.train.fast.model import accelerate
 
@@ -88,7 +88,7 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted(FUSED))
 @pytest.mark.parametrize("lengths", [(5, 9, 12, 7), (8, 8)], ids=["end to end", "side by side"])
 def test_loss_and_gradients_are_those_of_plain_peft(
     family: str, targets: list[str], lengths: tuple[int, ...]
@@ -111,7 +111,7 @@ def test_loss_and_gradients_are_those_of_plain_peft(
 
 
 @pytest.mark.parametrize("options", [{}, {"use_bias": False, "non_linearity": "relu"}])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", sorted(FUSED))
 def test_bottleneck_adapters_have_the_gradients_of_their_modules(
     family: str, options: dict[str, Any]
 ) -> None:
