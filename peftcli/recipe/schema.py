@@ -200,6 +200,8 @@ class Training(Section):
     """NEFTune: noise on the embeddings while training; 5 is usual (arXiv 2310.05914)."""
     checkpointing: Literal["auto", "none", "full"] = "auto"
     """Recompute activations in the backward pass: less memory, about a third slower."""
+    kernels: Literal["auto", "plain"] = "auto"
+    """`auto` runs layers and loss on fused functions where the model has them; `plain` never."""
     packing: Literal["auto"] | bool = "auto"
     """Several rows in one sequence, with attention kept apart; `auto` packs plain text."""
     save_steps: int | None = Field(None, ge=1)

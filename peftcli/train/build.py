@@ -93,8 +93,8 @@ def build_trainer(
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:  # TRL rounds adapters on a 4-bit base to bfloat16
             parameter.data = parameter.data.float()
-    if setting.varlen:
-        trainer.fast, _ = fast_model(trainer.model)
+    if setting.varlen and recipe.training.kernels == "auto":
+        trainer.fast, trainer.kernels = fast_model(trainer.model)
     return trainer
 
 

@@ -134,6 +134,7 @@ def _train(
         folder.metrics, tell, _tokens_per_step(setting), recipe.training.max_nonfinite_steps
     )
     trainer = build_trainer(recipe, setting, folder, model, monitor, interruption)
+    tell(Note(trainer.kernels))
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except KeyboardInterrupt:

@@ -42,6 +42,8 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         batches: Batches,
     ) -> None:
         self.fast: FastModel | None = None
+        self.kernels = "plain layers"
+        """What the step runs on, in words."""
         self._flat: FlatParameters | None = None
         self._unlogged: list[Unlogged] = []
         self._multipliers = learning_rate_multipliers

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from peftcli.errors import ArtefactError, NumericalError, RecipeError, ResourceError, UsageError
-from peftcli.events import Evaluated, Event, Step, Warned
+from peftcli.events import Evaluated, Event, Note, Step, Warned
 from peftcli.fingerprint import check_same_base, fingerprint, read_fingerprint
 from peftcli.models import Device, load_adapter, load_base
 from peftcli.recipe.document import Document
@@ -113,6 +113,24 @@ def test_the_run_folder_holds_what_the_design_promises(train: Train, base_model:
     modes = {file.stat().st_mode & 0o777 for file in result.result.iterdir()}
     assert modes == {0o644}
     assert not list(result.output.rglob("training_args.bin"))
+
+
+@pytest.mark.parametrize("name", ["lora", "qlora", "houlsby"])
+def test_fused_and_plain_steps_learn_the_same(train: Train, name: str) -> None:
+    curves = []
+    for kernels in ("auto", "plain"):
+        events: list[Event] = []
+        train(
+            method=METHODS[name],
+            training={"max_steps": 25, "kernels": kernels},
+            options=Options(overwrite=True),
+            events=events,
+        )
+        wanted = "fused" if kernels == "auto" else "plain"
+        assert any(isinstance(e, Note) and e.text.startswith(wanted) for e in events)
+        curves.append([event.loss for event in events if isinstance(event, Step)])
+    assert curves[0][-1] < 0.9 * curves[0][0]
+    assert curves[0] == pytest.approx(curves[1], rel=2e-3)
 
 
 def test_the_best_checkpoint_is_published_and_kept(train: Train) -> None:
