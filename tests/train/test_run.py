@@ -129,7 +129,7 @@ def test_fused_and_plain_steps_learn_the_same(train: Train, name: str) -> None:
         wanted = "fused" if kernels == "auto" else "plain"
         assert any(isinstance(e, Note) and e.text.startswith(wanted) for e in events)
         curves.append([event.loss for event in events if isinstance(event, Step)])
-    assert curves[0][-1] < 0.9 * curves[0][0]
+    assert curves[0][-1] < 0.95 * curves[0][0]
     assert curves[0] == pytest.approx(curves[1], rel=2e-3)
 
 
