@@ -12,6 +12,8 @@ class Rows:
     count: int | None = None
     longest: int | None = None
     mean: float | None = None
+    how: str = ""
+    """How they were counted, where that was not by the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -30,15 +32,34 @@ class MemoryEstimate:
     low_gib: float
     likely_gib: float
     high_gib: float
+    reserved_gib: float
+    """What PyTorch holds of the card at the likely peak."""
+    card_gib: float
+    """What nvidia-smi shows then."""
     needed_gib: float
     """High, plus fragments of the allocator and the CUDA context: what to have free."""
     available_gib: float
     context_gib: float
     loading_gib: float
+    """The peak while the base loads."""
+    base_gib: float
+    adapter_gib: float
+    states_gib: float
     paged_gib: float
     """Optimizer states that leave the GPU when it is full; not part of the peak."""
     moment: str
     parts: tuple[MemoryPart, ...]
+
+
+@dataclass(frozen=True)
+class MergeEstimate:
+    """What `merge` takes of the host; None in Estimate where a method cannot be merged."""
+
+    host_gib: float
+    """Memory while tensors are streamed."""
+    verify_gib: float
+    """Memory to compare the merged model with base + adapter, which is left out without it."""
+    disk_gib: float
 
 
 @dataclass(frozen=True)
@@ -51,24 +72,36 @@ class Settings:
     attention: str
     optimizer: str
     tokens_per_row: int
+    packing: bool
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that fits with the other settings as they are; None where nothing does."""
+
+    micro_batch_size: int
+    tokens_per_row: int
+    checkpointing: str
 
 
 @dataclass(frozen=True)
 class TimeEstimate:
-    """The run from start to end; None in Estimate where rows or rates are not known."""
+    """A step, and the run from start to end where the number of steps is known."""
 
-    steps: int
-    low_seconds: float
-    likely_seconds: float
-    high_seconds: float
     step_seconds: float
     tokens_per_second: float
-    low_cost_usd: float | None
-    high_cost_usd: float | None
+    speed: str
+    """Where the card's efficiency comes from: measured, published, or its data sheet."""
+    steps: int | None = None
+    low_seconds: float | None = None
+    likely_seconds: float | None = None
+    high_seconds: float | None = None
+    low_cost_usd: float | None = None
+    high_cost_usd: float | None = None
 
 
 @dataclass(frozen=True)
-class Advice:
+class Suggestion:
     """A change of the recipe that saves memory."""
 
     line: str
@@ -92,14 +125,29 @@ class Estimate:
     """All that `peftcli estimate` says; numbers only, made for asdict and JSON."""
 
     model: str
+    method: str
     parameters: int
     trainable: int
+    adapter_file_gib: float
+    """What the run saves as its result."""
     gpu: str
     verdict: str
-    """fits, tight, or does not fit."""
+    """fits, tight, fits with changes, or does not fit."""
     memory: MemoryEstimate
     settings: Settings
+    limits: Limits | None
+    merge: MergeEstimate | None
     time: TimeEstimate | None
-    changes: tuple[Advice, ...]
+    """None for a card whose rates are not known."""
+    changes: tuple[Suggestion, ...]
+    paste: str
+    """Lines of YAML that make the run fit together; empty where it fits, or nothing helps."""
     other_gpus: tuple[OtherGpu, ...]
+    own_price: bool
+    """Whether the cost follows from --price and not from our table."""
     notes: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the run can be tried as it is."""
+        return self.verdict in ("fits", "tight")

@@ -59,9 +59,11 @@ def test_what_the_recipe_fixes_is_kept() -> None:
 
 def test_too_small_a_card_gets_advice_and_other_cards() -> None:
     found = estimate(gpu="16GB", method="lora")
-    assert found.verdict == "does not fit"
+    assert found.verdict == "fits with changes"
+    assert not found.holds
     assert found.changes[0].line == "method.name: qlora"
     assert found.changes[0].fits
+    assert found.paste == "method:\n  name: qlora"
     assert found.other_gpus[0].name == "RTX 3090"
 
 
