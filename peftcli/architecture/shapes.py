@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Literal
 
@@ -132,6 +133,10 @@ class Architecture:
 
     def parameters(self) -> int:
         """Elements of the whole model; tied weights count once."""
+        return self._parameters
+
+    @cached_property
+    def _parameters(self) -> int:
         groups: tuple[Linear | Experts | Tensor, ...] = (
             *self.linears,
             *self.experts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +37,8 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Tell memory, time and cost of a run before it starts. Reads no weights."""
+    if not measure:
+        gc.disable()  # so short a process leaves no garbage worth looking for
     from peftcli.estimate.command import Choices, estimate_recipe, of_model
 
     loaded = of_model(model, method, overrides) if model else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from peftcli.estimate.gpus import Gpu, Speed
 from peftcli.estimate.layer import kept_per_token, layer_kinds
 from peftcli.estimate.plan import Plan
-from peftcli.estimate.weights import quantized_elements, weights
+from peftcli.estimate.weights import weights
 
 ATTENTION_SHARE = 0.63  # of what matrix products attain; 445 of 700 TFLOP/s on an H200
 BANDWIDTH_SHARE = 1.0
@@ -104,8 +104,7 @@ def micro_batch_seconds(plan: Plan, gpu: Gpu, tokens_per_row: float) -> float:
     kinds = layer_kinds(plan.architecture)
     kept = sum(kind.layers * kept_per_token(plan, kind) for kind in kinds)
     moved = again * plan.step.traffic * kept / bandwidth
-    elements, _ = quantized_elements(plan)
-    expanded = passes(plan) * 2.5 * elements / min(bandwidth, EXPANSION_LIMIT)
+    expanded = passes(plan) * 2.5 * weights(plan).elements / min(bandwidth, EXPANSION_LIMIT)
     launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
     each = products / rate + attention / (rate * ATTENTION_SHARE) + moved
     return tokens * each + expanded + launches

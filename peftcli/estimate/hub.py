@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import urllib.error
 import urllib.parse
@@ -48,6 +49,12 @@ def _get(hub_id: str, revision: str) -> str:
         raise _refused(hub_id, f"the hub cannot be reached: {reason}") from None
     if len(content) > FILE_LIMIT:
         raise _refused(hub_id, "its config.json is larger than 16 MiB, which none is")
+    try:
+        json.loads(content)
+    except (ValueError, RecursionError):
+        raise _refused(
+            hub_id, "what the hub sent is not JSON; is there a page to log in to?"
+        ) from None
     return content.decode("utf-8", errors="replace")
 
 

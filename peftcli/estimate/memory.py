@@ -14,13 +14,7 @@ from peftcli.estimate.loss import loss_parts
 from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.transients import attention_backward, backward_moments, expanded
-from peftcli.estimate.weights import (
-    Weights,
-    quantized_elements,
-    state_bytes,
-    storage,
-    weights,
-)
+from peftcli.estimate.weights import Weights, state_bytes, weights
 
 GIB = 2**30
 
@@ -43,12 +37,10 @@ class Peak:
 def training_peak(plan: Plan) -> Peak:
     """The largest of the moments of a step."""
     held = weights(plan)
-    moments = {
-        name: (*static_parts(plan, held), *parts) for name, parts in _moments(plan, held).items()
-    }
+    moments = _moments(plan, held)
     name = max(moments, key=lambda key: sum(part.size for part in moments[key]))
-    kept = tuple(part for part in moments[name] if part.size)
-    return Peak(name, kept, held.paged)
+    parts = (*static_parts(plan, held), *moments[name])
+    return Peak(name, tuple(part for part in parts if part.size), held.paged)
 
 
 def loading_peak(plan: Plan) -> float:
@@ -61,14 +53,13 @@ def loading_peak(plan: Plan) -> float:
 
 def static_parts(plan: Plan, held: Weights) -> tuple[Part, ...]:
     """What is there at every moment."""
-    elements, modules = quantized_elements(plan)
-    plain = plan.architecture.parameters() - elements
-    form = storage(plan)
+    plain = plan.architecture.parameters() - held.elements
     small, name = "", "base, quantised"
-    if form is not None:
-        small = f"{elements:,} x {form.bytes_per_weight:.4f} B"
-        small += f", and {modules} tables of {form.tables:,} B" if form.tables else ""
-        name = f"base, {form.name}"
+    if held.form is not None:
+        small = f"{held.elements:,} x {held.form.bytes_per_weight:.4f} B"
+        tables = f", and {held.modules} tables of {held.form.tables:,} B"
+        small += tables if held.form.tables else ""
+        name = f"base, {held.form.name}"
     value = plan.base_bytes if plan.trains_base else plan.adapter_bytes
     states = f"{plan.trainable:,} x {state_bytes(plan.optimizer, value):g} B, {plan.optimizer}"
     if held.paged:

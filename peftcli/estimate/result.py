@@ -1,4 +1,7 @@
-"""What an estimate says: plain numbers, made for `dataclasses.asdict` and JSON."""
+"""What an estimate says: plain numbers, made for `dataclasses.asdict` and JSON.
+
+Nobody compares them, and a class without `eq` starts faster.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ class Rows:
     """How they were counted, where that was not by the tokenizer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MemoryPart:
     """One part of the peak."""
 
@@ -25,7 +28,7 @@ class MemoryPart:
     formula: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MemoryEstimate:
     """The peak of GPU memory; low, likely and high are what PyTorch allocates."""
 
@@ -51,7 +54,7 @@ class MemoryEstimate:
     parts: tuple[MemoryPart, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MergeEstimate:
     """What `merge` takes of the host; None in Estimate where a method cannot be merged."""
 
@@ -62,7 +65,7 @@ class MergeEstimate:
     disk_gib: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Settings:
     """What `auto` comes to."""
 
@@ -75,7 +78,7 @@ class Settings:
     packing: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Limits:
     """The most that fits with the other settings as they are; None where nothing does."""
 
@@ -84,7 +87,7 @@ class Limits:
     checkpointing: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TimeEstimate:
     """A step, and the run from start to end where the number of steps is known."""
 
@@ -100,7 +103,7 @@ class TimeEstimate:
     high_cost_usd: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Suggestion:
     """A change of the recipe that saves memory."""
 
@@ -110,7 +113,7 @@ class Suggestion:
     fits: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OtherGpu:
     """A GPU that the same settings fit."""
 
@@ -120,7 +123,7 @@ class OtherGpu:
     high_price_usd: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Estimate:
     """All that `peftcli estimate` says; numbers only, made for asdict and JSON."""
 

@@ -41,9 +41,8 @@ class StepModel:
     """What enters the second low-rank matrix, per unit of rank and adapted linear."""
     kept_scaled: float = 4.0
     """DoRA only: outputs of the base and of the update, per output element of adapted linears."""
-    peak_scaled: float = 10.0
-    """DoRA only: the whole update, its sum with the weight, and the 16-bit weight, per element of
-    the largest adapted weight."""
+    peak_scaled: float = 6.0
+    """DoRA only: the whole update, scaled, and summed with the weight, per element of it."""
     kept_other: float = 0.0
     """Further bytes per hidden element and layer: inputs of trained norms and base weights."""
     stream: float = 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from peftcli.estimate.layer import Widths
 from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Plan
-from peftcli.estimate.weights import largest_expanded
+from peftcli.estimate.weights import largest_expanded, storage
 
 
 def backward_moments(plan: Plan, wide: Widths) -> dict[str, tuple[Part, ...]]:
@@ -54,9 +54,13 @@ def attention_backward(plan: Plan, wide: Widths) -> tuple[Part, ...]:
 
 
 def _magnitudes(plan: Plan) -> Part:
-    """PEFT multiplies the update out to the weight's shape, for the length of its rows."""
-    largest = max(plan.targets, key=lambda target: target.weights)
-    square = 6 * largest.inputs**2  # an identity matrix in float32 and in 16 bits
-    size = plan.step.peak_scaled * largest.weights + square
-    text = f"{largest.weights:,} x {plan.step.peak_scaled:g} B, and an identity matrix"
-    return Part("the update as a whole matrix", size, text)
+    """PEFT sends an identity matrix through the update, and takes the length of each row of the sum
+    with the weight."""
+    each = plan.step.peak_scaled + (2 if storage(plan) else 0)
+    sizes = [
+        max(6 * x.inputs**2, 2 * x.inputs**2 + each * x.weights)
+        for x in plan.targets
+        if x.kind != "vision"
+    ]
+    text = "an identity matrix, the update multiplied out, and its sum with the weight"
+    return Part("the update as a whole matrix", max(sizes, default=0.0), text)

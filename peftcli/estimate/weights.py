@@ -47,6 +47,10 @@ class Weights:
     gradients: float
     states: float
     paged: float
+    form: Storage | None
+    elements: int
+    """Weights that are held in few bits."""
+    modules: int
 
     def base(self) -> float:
         return self.quantized + self.plain
@@ -54,8 +58,8 @@ class Weights:
 
 def weights(plan: Plan) -> Weights:
     """All bytes that do not depend on the batch."""
-    quantized, modules = quantized_elements(plan)
     form = storage(plan)
+    quantized, modules = quantized_elements(plan, form)
     plain = plan.architecture.parameters() - quantized
     size = plan.base_bytes if plan.trains_base else plan.adapter_bytes
     paged = paged_elements(plan)
@@ -69,6 +73,9 @@ def weights(plan: Plan) -> Weights:
         gradients=float(plan.trainable * size),
         states=total - leaves,
         paged=leaves,
+        form=form,
+        elements=quantized,
+        modules=modules,
     )
 
 
@@ -105,9 +112,8 @@ def four_bits(double: bool) -> float:
     return 0.5 + 4 / BLOCK
 
 
-def quantized_elements(plan: Plan) -> tuple[int, int]:
+def quantized_elements(plan: Plan, form: Storage | None) -> tuple[int, int]:
     """Weights that are held in few bits, and the number of their modules."""
-    form = storage(plan)
     if form is None:
         return 0, 0
     chosen = [x for x in plan.architecture.linears if x.quantizable]
