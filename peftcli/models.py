@@ -111,9 +111,16 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
 
 
 def load_base(
-    model: Model, device: Device, quantization: BitsAndBytesConfig | None = None
+    model: Model,
+    device: Device,
+    quantization: BitsAndBytesConfig | None = None,
+    attention: str | None = None,
 ) -> PreTrainedModel:
-    """The base model on `device`, in its dtype or quantised; weights from safetensors only."""
+    """The base model on `device`, in its dtype or quantised; weights from safetensors only.
+
+    `attention` is the implementation that `attention: auto` stands for; transformers' choice when
+    None.
+    """
     try:
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             locate(model),
@@ -121,7 +128,7 @@ def load_base(
             trust_remote_code=model.trust_remote_code,
             dtype=DTYPES[device.dtype],
             quantization_config=quantization,
-            attn_implementation=None if model.attention == "auto" else model.attention,
+            attn_implementation=attention if model.attention == "auto" else model.attention,
             device_map={"": 0} if device.kind == "cuda" else None,
             use_safetensors=True,
         )

@@ -19,6 +19,7 @@ from peftcli.estimate.step_model import (
     StepModel,
 )
 from peftcli.estimate.weights import storage
+from peftcli.recipe.checks import rows_apart
 from peftcli.recipe.schema import Recipe
 
 PACKED: Attention = "masked"  # rows of a sequence are kept apart by a block-diagonal mask
@@ -53,7 +54,7 @@ def plan_of(
         batch=recipe.training.batch_size,
         length=length,
         attention=attention_of(recipe, architecture, length, packing),
-        padded=not packing,
+        padded=not packing and not rows_apart(recipe, architecture),
     )
     return replace(plan, step=step_of(plan))
 
@@ -79,6 +80,8 @@ def attention_of(
     if wanted == "eager" or (architecture.attention_softcap and wanted != "flash_attention_2"):
         return "eager"
     if wanted == "flash_attention_2":
+        return "flash"
+    if rows_apart(recipe, architecture):  # by the kernel itself, windows included
         return "flash"
     window = architecture.sliding_window
     if window is not None and length > window:

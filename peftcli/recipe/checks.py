@@ -13,6 +13,8 @@ PACKABLE = {
     *("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"),
     *("phi3", "gpt_neox", "gpt2", "stablelm", "olmo2", "granite", "mixtral"),
 }
+# Soft-capped scores are only in the eager kernel, which takes a mask instead of row borders.
+NO_VARLEN = {"gemma2"}
 UNPACKABLE = {
     "opt": "it numbers positions across rows",
     "falcon": "its ALiBi bias counts positions across rows",
@@ -28,6 +30,18 @@ def packs(recipe: Recipe, architecture: Architecture) -> bool:
     if packing != "auto":
         return packing
     return recipe.data.format == "text" and architecture.model_type in PACKABLE
+
+
+def rows_apart(recipe: Recipe, architecture: Architecture) -> bool:
+    """Whether rows lie end to end without padding, kept apart by the attention kernel.
+
+    Not with NEFTune, whose noise depends on the length of the sequence.
+    """
+    return (
+        recipe.model.attention == "auto"
+        and recipe.training.neftune_noise_alpha is None
+        and architecture.model_type in PACKABLE - NO_VARLEN
+    )
 
 
 def check_architecture(loaded: LoadedRecipe, architecture: Architecture) -> None:

@@ -20,14 +20,16 @@ from transformers import (
 from peftcli.models import Device, load_base, wrap
 from peftcli.recipe.schema import Model, Recipe
 from peftcli.run_dir import RunDir
-from peftcli.train.collator import Collator
+from peftcli.train import attention
+from peftcli.train.batches import Batches, padded
 from peftcli.train.config import sft_config
 from peftcli.train.interruption import Interruption
+from peftcli.train.kernels import fast_model
 from peftcli.train.monitor import Monitor
 from peftcli.train.setting import Setting
 from peftcli.train.trainer import RecipeTrainer
 
-LoadBase = Callable[[Model, Device, BitsAndBytesConfig | None], PreTrainedModel]
+LoadBase = Callable[[Model, Device, BitsAndBytesConfig | None, str | None], PreTrainedModel]
 """What `load_base` does; measuring memory needs no real weights and brings its own."""
 
 
@@ -38,14 +40,21 @@ def load_model(
     set_seed(recipe.seed)
     method = recipe.method
     weights = replace(setting.device, dtype=method.weights_dtype(setting.device.dtype))
-    base = load(recipe.model, weights, method.quantization_config(setting.device.dtype))
+    attention.register()
+    base = load(
+        recipe.model,
+        weights,
+        method.quantization_config(setting.device.dtype),
+        attention.NAME if setting.varlen else None,
+    )
     config = method.peft_config(setting.architecture)
     if config is None:
         return base
     model = wrap(base, config)
     if method.initializes_from_data:
         rows = setting.train.select(range(min(64, len(setting.train))))
-        loader = DataLoader(rows, batch_size=4, collate_fn=Collator(setting.tokenizer.pad_token_id))
+        pad = setting.tokenizer.pad_token_id
+        loader = DataLoader(rows, batch_size=4, collate_fn=lambda part: padded(part, pad))
         initialize_lora_eva_weights(model, loader, show_progress_bar=False)
     return model
 
@@ -64,6 +73,14 @@ def build_trainer(
     if patience is not None:
         threshold = recipe.evaluation.early_stopping_threshold
         callbacks.append(EarlyStoppingCallback(patience, threshold))
+    packed_by_mask = setting.plan.packing and not setting.varlen
+    batches = Batches(
+        setting.tokenizer.pad_token_id,
+        # A mask over several packed rows at once would be as large as their square.
+        micro_batch_size=1 if packed_by_mask else setting.plan.micro_batch_size,
+        longest=setting.longest,
+        apart=setting.varlen or setting.plan.packing,
+    )
     trainer = RecipeTrainer(
         model=model,
         args=sft_config(recipe, setting.plan, setting.device, folder),
@@ -74,11 +91,14 @@ def build_trainer(
         learning_rate_multipliers=recipe.method.learning_rate_multipliers(),
         keep_checkpoints=recipe.training.keep_checkpoints,
         check_interruption=interruption.check,
+        batches=batches,
     )
     trainer.remove_callback(PrinterCallback)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:  # TRL rounds adapters on a 4-bit base to bfloat16
             parameter.data = parameter.data.float()
+    if setting.varlen:
+        trainer.fast, _ = fast_model(trainer.model)
     return trainer
 
 

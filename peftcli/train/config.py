@@ -33,9 +33,10 @@ def sft_config(recipe: Recipe, plan: Plan, device: Device, folder: RunDir) -> SF
         max_grad_norm=training.max_grad_norm,
         neftune_noise_alpha=training.neftune_noise_alpha,
         # how much at a time
-        per_device_train_batch_size=plan.micro_batch_size,
+        # The collator cuts a step into micro-batches, so a batch is the whole step.
+        per_device_train_batch_size=training.batch_size,
         per_device_eval_batch_size=evaluation.batch_size or plan.micro_batch_size,
-        gradient_accumulation_steps=plan.accumulation,
+        gradient_accumulation_steps=1,
         gradient_checkpointing=plan.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if plan.checkpointing else None,
         # numbers

@@ -25,6 +25,7 @@ from peftcli.architecture.shapes import Architecture
 from peftcli.data.report import DataReport, SplitReport
 from peftcli.dataset import Prepared
 from peftcli.models import Device, load_base
+from peftcli.recipe.checks import rows_apart
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import RunDir
 from peftcli.train.build import LoadBase, build_trainer, load_model
@@ -189,7 +190,9 @@ def _setting(
     )
     data = recipe.data.model_copy(update={"eval": None})
     recipe = recipe.model_copy(update={"training": training, "data": data})
-    rows = _rows(shape, architecture.vocab_size, training.batch_size * steps)
+    apart = rows_apart(recipe, architecture)
+    count = training.batch_size * steps
+    rows = _rows(shape, architecture.vocab_size, count, even=apart)
     load = Load(shape.micro_batch_size, shape.checkpointing, ())
     plan = decide(recipe, rows=len(rows), has_eval=False, packing=shape.packing, load=load)
     setting = Setting(
@@ -202,14 +205,21 @@ def _setting(
         plan=plan,
         estimate=None,
         trainable=recipe.method.trainable_parameters(architecture),
+        varlen=apart,
+        longest=shape.tokens_per_row,
     )
     return _Run(recipe, setting)
 
 
-def _rows(shape: Shape, vocabulary: int, count: int) -> Dataset:
-    """Rows of random tokens; one of each micro-batch is a token shorter, as no two are equal."""
+def _rows(shape: Shape, vocabulary: int, count: int, *, even: bool) -> Dataset:
+    """Rows of random tokens.
+
+    Where they would be padded, one of each micro-batch has the full length and the others a token
+    less: real rows are never equal, and padding changes the kernel.
+    """
     length, generator = shape.tokens_per_row, torch.Generator().manual_seed(0)
-    lengths = [length - (i % shape.micro_batch_size > 0) for i in range(count)]
+    shorter = [not even and i % shape.micro_batch_size > 0 for i in range(count)]
+    lengths = [length - less for less in shorter]
     if shape.packing:
         lengths = [length // PACKED_ROWS] * (PACKED_ROWS * count)
     rows = []

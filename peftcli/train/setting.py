@@ -18,7 +18,7 @@ from peftcli.estimate.result import Estimate, Rows
 from peftcli.estimate.run import run as estimate_run
 from peftcli.models import Device, choose_device, load_config, load_tokenizer
 from peftcli.preparing.work import Progress
-from peftcli.recipe.checks import check_architecture, longest_row, packs
+from peftcli.recipe.checks import check_architecture, longest_row, packs, rows_apart
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import cache_folder
@@ -39,6 +39,10 @@ class Setting:
     estimate: Estimate | None
     """What the run needs of this GPU; None without one."""
     trainable: int
+    varlen: bool
+    """Whether rows lie end to end, kept apart by the attention kernel."""
+    longest: int
+    """Tokens of the longest row."""
 
 
 def settle(loaded: LoadedRecipe, progress: Progress | None = None) -> Setting:
@@ -85,6 +89,8 @@ def settle(loaded: LoadedRecipe, progress: Progress | None = None) -> Setting:
         plan=plan,
         estimate=estimate,
         trainable=recipe.method.trainable_parameters(architecture),
+        varlen=rows_apart(recipe, architecture),
+        longest=rows.longest or 1,
     )
 
 

@@ -1,4 +1,4 @@
-"""The SFTTrainer subclass: complete checkpoints, per-token evaluation loss, LoRA+."""
+"""The SFTTrainer subclass: whole steps at once, complete checkpoints, loss per token, LoRA+."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from peftcli.train import checkpoints
-from peftcli.train.collator import Collator
+from peftcli.train.batches import Batches, model_inputs
+from peftcli.train.fast.model import FastModel
+from peftcli.train.kernels import attention_kernels
 
 
 class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
@@ -35,7 +37,9 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         learning_rate_multipliers: Mapping[str, float],
         keep_checkpoints: int,
         check_interruption: Callable[[], None],
+        batches: Batches,
     ) -> None:
+        self.fast: FastModel | None = None
         self._multipliers = learning_rate_multipliers
         self._keep = keep_checkpoints
         self._check_interruption = check_interruption
@@ -43,7 +47,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         super().__init__(
             model=model,
             args=args,
-            data_collator=Collator(tokenizer.pad_token_id),
+            data_collator=batches,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -66,6 +70,37 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
                 optimizer.add_param_group({"params": chosen, **options})
         return optimizer
 
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Forward and backward of every micro-batch of the step; the mean loss per trained token."""
+        if not model.training:
+            model.train()
+        total = torch.zeros((), device=self.args.device)
+        items = torch.tensor(max(1, inputs["trained_tokens"]), device=self.args.device)
+        if self.fast is not None:
+            self.fast.refresh()
+        with attention_kernels(), self.maybe_activation_offload_context:
+            for batch in self._prepare_inputs(inputs)["micro_batches"]:
+                with self.compute_loss_context_manager():
+                    loss = self._micro_loss(model, batch, items)
+                self.accelerator.backward(loss)
+                total += loss.detach()
+        return total
+
+    def _micro_loss(
+        self, model: torch.nn.Module, batch: dict[str, Any], items: torch.Tensor
+    ) -> torch.Tensor:
+        if self.fast is not None:
+            return self.fast.loss(batch, 1.0 / items)
+        loss: torch.Tensor = self.compute_loss(
+            model, model_inputs(batch), num_items_in_batch=items
+        )
+        return loss
+
     def evaluation_loop(
         self,
         dataloader: DataLoader[Any],
@@ -79,14 +114,15 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         was_training = model.training
         model.eval()
         loss_sum, tokens, rows = 0.0, 0, 0
-        for batch in dataloader:
+        if self.fast is not None:
+            self.fast.refresh()
+        for step in dataloader:
             self._check_interruption()
-            rows += len(batch["input_ids"])
-            inputs = self._prepare_inputs(batch)
-            with torch.no_grad(), self.compute_loss_context_manager():
-                outputs = model(**inputs, use_cache=False, fused_lm_head=True)
-            loss_sum -= float(outputs.log_probs.double().sum())
-            tokens += int(outputs.label_mask.sum())
+            tokens += step["trained_tokens"]
+            for batch in self._prepare_inputs(step)["micro_batches"]:
+                rows += len(batch["input_ids"])
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    loss_sum += self._loss_sum(model, batch)
         model.train(was_training)
         loss = loss_sum / tokens if tokens else math.nan
         return EvalLoopOutput(
@@ -95,6 +131,12 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             metrics={f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_tokens": tokens},
             num_samples=rows,
         )
+
+    def _loss_sum(self, model: torch.nn.Module, batch: dict[str, Any]) -> float:
+        if self.fast is not None:
+            return float(self.fast.loss(batch, torch.ones((), device=self.args.device)))
+        outputs = model(**model_inputs(batch), use_cache=False, fused_lm_head=True)
+        return -float(outputs.log_probs.double().sum())
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or self.args.output_dir)

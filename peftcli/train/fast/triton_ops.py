@@ -1,0 +1,232 @@
+"""Triton kernels of the fast step: one pass over memory where eager PyTorch takes several.
+
+Imported on CUDA only. Every kernel computes in float32 and has a plain twin in `ops`, which the
+tests compare it with. Rows are tokens, columns are features.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@triton.jit
+def _rms_norm_kernel(x, weight, y, rstd, columns, epsilon, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < columns
+    values = tl.load(x + row * columns + at, mask=inside, other=0.0)
+    wide = values.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / columns + epsilon)
+    tl.store(rstd + row, scale)
+    normed = (wide * scale).to(values.dtype).to(tl.float32)  # rounded as transformers rounds it
+    scaled = normed * tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + row * columns + at, scaled.to(values.dtype), mask=inside)
+
+
+@triton.jit
+def _rms_norm_backward_kernel(
+    dy, x, weight, rstd, skip, dx, columns, HAS_SKIP: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < columns
+    grad = tl.load(dy + row * columns + at, mask=inside, other=0.0)
+    values = tl.load(x + row * columns + at, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.load(rstd + row)
+    scaled = grad.to(tl.float32) * tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    dot = tl.sum(scaled * values, 0) / columns
+    result = scale * (scaled - values * (scale * scale * dot))
+    if HAS_SKIP:
+        result += tl.load(skip + row * columns + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(dx + row * columns + at, result.to(grad.dtype), mask=inside)
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """(rows x columns) -> normed rows, and 1/rms of each row in float32."""
+    rows, columns = x.shape
+    y = torch.empty_like(x)
+    rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
+    block, warps = _row_shape(columns)
+    _rms_norm_kernel[(rows,)](x, weight, y, rstd, columns, epsilon, BLOCK=block, num_warps=warps)
+    return y, rstd
+
+
+def rms_norm_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, rstd: Tensor, skip: Tensor | None
+) -> Tensor:
+    """Gradient of the norm's input, plus `skip`; overwrites `dy`."""
+    rows, columns = x.shape
+    block, warps = _row_shape(columns)
+    _rms_norm_backward_kernel[(rows,)](
+        dy, x, weight, rstd, skip, dy, columns,
+        HAS_SKIP=skip is not None, BLOCK=block, num_warps=warps,
+    )  # fmt: skip
+    return dy
+
+
+@triton.jit
+def _swiglu_kernel(gate, up, out, size, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    narrow = tl.load(gate + at, mask=inside, other=0.0)
+    wide = narrow.to(tl.float32)
+    silu = (wide * tl.sigmoid(wide)).to(narrow.dtype).to(tl.float32)
+    value = silu * tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + at, value.to(narrow.dtype), mask=inside)
+
+
+@triton.jit
+def _swiglu_backward_kernel(dh, gate, up, size, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < size
+    narrow = tl.load(gate + at, mask=inside, other=0.0)
+    grad = tl.load(dh + at, mask=inside, other=0.0).to(tl.float32)
+    wide = narrow.to(tl.float32)
+    other = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
+    sigmoid = tl.sigmoid(wide)
+    silu = (wide * sigmoid).to(narrow.dtype).to(tl.float32)
+    dgate = grad * other * sigmoid * (1 + wide * (1 - sigmoid))
+    tl.store(dh + at, (silu * other).to(narrow.dtype), mask=inside)
+    tl.store(gate + at, dgate.to(narrow.dtype), mask=inside)
+    tl.store(up + at, (grad * silu).to(narrow.dtype), mask=inside)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up."""
+    out = torch.empty_like(gate)
+    grid = (triton.cdiv(gate.numel(), 2048),)
+    _swiglu_kernel[grid](gate, up, out, gate.numel(), BLOCK=2048, num_warps=8)
+    return out
+
+
+def swiglu_backward(dh: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(h, dgate, dup) from the gradient of h; overwrites all three arguments."""
+    grid = (triton.cdiv(gate.numel(), 2048),)
+    _swiglu_backward_kernel[grid](dh, gate, up, gate.numel(), BLOCK=2048, num_warps=8)
+    return dh, gate, up
+
+
+@triton.jit
+def _rope_kernel(
+    states, cos, sin, stride, rope_stride, heads, SIGN: tl.constexpr,
+    HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    inside = column < HALF
+    c = tl.load(cos + row * rope_stride + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+    s = tl.load(sin + row * rope_stride + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+    head = tl.arange(0, HEADS)
+    at = states + row * stride + head[:, None] * (2 * HALF) + column[None, :]
+    mask = (head < heads)[:, None] & inside[None, :]
+    first = tl.load(at, mask=mask, other=0.0)
+    second = tl.load(at + HALF, mask=mask, other=0.0).to(tl.float32)
+    a = first.to(tl.float32)
+    tl.store(at, (a * c - SIGN * second * s).to(first.dtype), mask=mask)
+    tl.store(at + HALF, (second * c + SIGN * a * s).to(first.dtype), mask=mask)
+
+
+def rope_(states: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    """Rotate (tokens x heads x width) in place; sign -1 rotates back. cos and sin: (tokens x width)."""
+    tokens, heads, width = states.shape
+    half = width // 2
+    _rope_kernel[(tokens,)](
+        states, cos, sin, states.stride(0), cos.stride(0), heads,
+        SIGN=sign, HEADS=triton.next_power_of_2(heads), HALF=half,
+        WIDTH=triton.next_power_of_2(half), num_warps=4,
+    )  # fmt: skip
+    return states
+
+
+@triton.jit
+def _cross_entropy_kernel(
+    logits, targets, losses, scale,
+    COLUMNS: tl.constexpr, GRADIENT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    start = logits + row * COLUMNS
+    target = tl.load(targets + row)
+    highest = tl.full([BLOCK], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, COLUMNS, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        value = tl.load(start + at, mask=at < COLUMNS, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(highest, value)
+        safe = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(highest - safe) + tl.exp(value - safe)
+        highest = higher
+    peak = tl.max(highest, 0)
+    total = tl.sum(total * tl.exp(highest - peak), 0)
+    log_total = peak + tl.log(total)
+    tl.store(losses + row, log_total - tl.load(start + target).to(tl.float32))
+    if GRADIENT:
+        tl.debug_barrier()  # the target's logit is read before another warp overwrites it
+        factor = tl.load(scale).to(tl.float32)
+        for first in range(0, COLUMNS, BLOCK):
+            at = first + tl.arange(0, BLOCK)
+            narrow = tl.load(start + at, mask=at < COLUMNS, other=float("-inf"))
+            share = tl.exp(narrow.to(tl.float32) - log_total)
+            grad = (share - tl.where(at == target, 1.0, 0.0)) * factor
+            tl.store(start + at, grad.to(narrow.dtype), mask=at < COLUMNS)
+
+
+def cross_entropy_(logits: Tensor, targets: Tensor, scale: Tensor | None) -> Tensor:
+    """Loss of each row in float32; with `scale`, logits become their gradient times it, in place."""
+    rows, columns = logits.shape
+    losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
+    _cross_entropy_kernel[(rows,)](
+        logits, targets, losses, scale,
+        COLUMNS=columns, GRADIENT=scale is not None, BLOCK=4096, num_warps=8,
+    )  # fmt: skip
+    return losses
+
+
+@triton.jit
+def _dequantize_kernel(
+    packed, code, absmax, nested_code, nested_absmax, offset, out, words,
+    NESTED: tl.constexpr, BLOCKSIZE: tl.constexpr, NESTED_SIZE: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    word = tl.program_id(0).to(tl.int64) * WORDS + tl.arange(0, WORDS)
+    inside = word < words
+    bits = tl.load(packed + word, mask=inside, other=0)
+    block = word // (BLOCKSIZE // 8)
+    if NESTED:
+        index = tl.load(absmax + block, mask=inside, other=0).to(tl.int32)
+        scale = tl.load(nested_code + index) * tl.load(
+            nested_absmax + block // NESTED_SIZE, mask=inside, other=0.0
+        )
+        scale += tl.load(offset)
+    else:
+        scale = tl.load(absmax + block, mask=inside, other=0.0)
+    element = tl.arange(0, 8)
+    shift = 8 * (element // 2) + 4 * (1 - element % 2)  # the high half of a byte comes first
+    nibble = (bits[:, None] >> shift[None, :]) & 15
+    value = tl.load(code + nibble) * scale[:, None]
+    at = word[:, None] * 8 + element[None, :]
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=inside[:, None])
+
+
+def dequantize(packed: Tensor, state: object, out: Tensor) -> Tensor:
+    """A bitsandbytes 4-bit weight into `out`, scales and values in one launch."""
+    nested = state.nested  # type: ignore[attr-defined]
+    inner = state.state2 if nested else None  # type: ignore[attr-defined]
+    words = packed.numel() // 4
+    size = 1024
+    _dequantize_kernel[(triton.cdiv(words, size),)](
+        packed.view(-1).view(torch.int32), state.code, state.absmax,  # type: ignore[attr-defined]
+        inner.code if nested else state.code,  # type: ignore[attr-defined, union-attr]
+        inner.absmax if nested else state.absmax,  # type: ignore[attr-defined, union-attr]
+        state.offset if nested else state.code,  # type: ignore[attr-defined]
+        out, words, NESTED=nested, BLOCKSIZE=state.blocksize,  # type: ignore[attr-defined]
+        NESTED_SIZE=inner.blocksize if nested else 1,  # type: ignore[attr-defined, union-attr]
+        WORDS=size, num_warps=8,
+    )  # fmt: skip
+    return out
+
+
+def _row_shape(columns: int) -> tuple[int, int]:
+    block = triton.next_power_of_2(columns)
+    return block, min(16, max(1, block // 512))

@@ -1,0 +1,137 @@
+"""The fused functions against plain PEFT: the same loss and the same gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tiny_models import tiny_config
+from transformers import AutoModelForCausalLM
+
+from peftcli.train import attention
+from peftcli.train.batches import Batches, model_inputs
+from peftcli.train.fast.layers import FAMILIES
+from peftcli.train.fast.lora import Unsupported
+from peftcli.train.fast.model import accelerate
+
+ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def rows(seed: int = 0, lengths: tuple[int, ...] = (5, 9, 12, 7)) -> list[dict[str, list[int]]]:
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for length in lengths:
+        ids = torch.randint(3, 128, (length,), generator=generator).tolist()
+        made.append({"input_ids": ids, "labels": [-100, -100, *ids[2:]]})
+    return made
+
+
+def adapted(family: str, targets: list[str], **options: Any) -> Any:
+    """A tiny float64 model whose adapter is no longer zero."""
+    attention.register()
+    torch.manual_seed(0)
+    config = tiny_config(family)
+    base = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
+    settings = {"r": 4, "lora_alpha": 12, "target_modules": targets, **options}
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **settings)).double()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
+        elif "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return model.train()
+
+
+def plain(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+    inputs = model_inputs(batch)
+    labels = inputs.pop("labels")
+    logits = model(**inputs, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
+    )
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+TARGETS = {
+    "all linear": ADAPTED,
+    "queries and values": ["q_proj", "v_proj"],
+    "mlp": ["gate_proj", "down_proj"],
+    "outputs": ["o_proj", "up_proj"],
+}
+
+
+@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("lengths", [(5, 9, 12, 7), (8, 8)], ids=["end to end", "side by side"])
+def test_loss_and_gradients_are_those_of_plain_peft(
+    family: str, targets: list[str], lengths: tuple[int, ...]
+) -> None:
+    model = adapted(family, targets)
+    collate = Batches(0, micro_batch_size=4, longest=max(lengths), apart=True)
+    (batch,) = collate(rows(lengths=lengths))["micro_batches"]
+    expected = plain(model, batch)
+    expected.backward()
+    wanted = gradients(model)
+    fast = accelerate(model)
+    loss = fast.loss(batch, torch.ones((), dtype=torch.float64))
+    loss.backward()
+    found = gradients(model)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():  # transformers' norms compute in float32 at best
+        distance = (found[name] - gradient).norm() / gradient.norm()
+        assert distance < 1e-5, name
+
+
+def test_checkpointed_layers_give_the_same_gradients() -> None:
+    model = adapted("llama", ADAPTED)
+    (batch,) = Batches(0, 4, 12, apart=True)(rows())["micro_batches"]
+    fast = accelerate(model)
+    one = torch.ones((), dtype=torch.float64)
+    fast.loss(batch, one).backward()
+    wanted = gradients(model)
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    fast.loss(batch, one).backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_step_of_the_optimizer_reaches_the_copies() -> None:
+    model = adapted("llama", ADAPTED)
+    (batch,) = Batches(0, 4, 12, apart=True)(rows())["micro_batches"]
+    fast = accelerate(model)
+    one = torch.ones((), dtype=torch.float64)
+    before = fast.loss(batch, one).item()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.mul_(1.5)
+    assert fast.loss(batch, one).item() == before
+    fast.refresh()
+    assert fast.loss(batch, one).item() != before
+
+
+UNSUPPORTED = {
+    "DoRA": {"use_dora": True},
+    "dropout": {"lora_dropout": 0.1},
+    "head": {"modules_to_save": ["lm_head"]},
+    "biases": {"lora_bias": False, "bias": "all", "family": "qwen2"},
+}
+
+
+@pytest.mark.parametrize("options", UNSUPPORTED.values(), ids=UNSUPPORTED)
+def test_what_is_left_out_keeps_the_plain_forward_pass(options: dict[str, Any]) -> None:
+    family = options.get("family", "llama")
+    model = adapted(family, ADAPTED, **{k: v for k, v in options.items() if k != "family"})
+    (batch,) = Batches(0, 4, 12, apart=True)(rows())["micro_batches"]
+    before = plain(model.eval(), batch).item()
+    with pytest.raises(Unsupported):
+        accelerate(model)
+    assert plain(model, batch).item() == before
