@@ -6,15 +6,21 @@ from peftcli.architecture.config import Architecture
 from peftcli.estimate.result import MergeEstimate
 
 GIB = 2**30
-PROCESS = 1.0 * GIB  # PyTorch, transformers and the workers' buffers
+PROCESS = 0.75 * GIB  # PyTorch and transformers
+BUFFERS = 0.25 * GIB  # of the workers that write
 AT_ONCE = 2  # tensors that are held whole at the same time, where a 4-bit base is rounded
 WHOLE = 10  # bytes for each value of such a tensor: as read, in float32, rounded
 SPARE = 1.25  # of the weights in float32: logits, and what the loader holds on the way
 
 
 def streaming_bytes(adapter_values: int, largest_tensor: int) -> float:
-    """Host memory to write the merged weights; it follows the largest tensor, not the model."""
-    return PROCESS + 4 * adapter_values + AT_ONCE * WHOLE * largest_tensor
+    """Host memory of a whole merge; it follows the largest tensor, not the model."""
+    return PROCESS + 4 * adapter_values + writing_bytes(largest_tensor)
+
+
+def writing_bytes(largest_tensor: int) -> float:
+    """What writing takes beside the program and the adapter; `largest_tensor` is held whole."""
+    return BUFFERS + AT_ONCE * WHOLE * largest_tensor
 
 
 def comparing_bytes(parameters: int) -> float:

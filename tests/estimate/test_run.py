@@ -20,7 +20,7 @@ from peftcli.estimate.run import run
 from peftcli.recipe.schema import Recipe
 
 
-def recipe(model: str = "llama-3.1-8b", method: Any = "qlora", **changes: Any) -> Recipe:
+def recipe(model: Any = "llama-3.1-8b", method: Any = "qlora", **changes: Any) -> Recipe:
     data = {"train": "rows.jsonl", **changes.pop("data", {})}
     values = {"model": model, "method": method, "data": data, "output": "out", **changes}
     return Recipe.model_validate(values)
@@ -124,9 +124,13 @@ def test_notes_tell_what_is_uncertain() -> None:
 def test_softcap_and_windows_choose_the_kernel() -> None:
     assert estimate(model="gemma-2-9b").settings.attention == "eager"
     long = estimate(model="mistral-7b-v0.1", data={"max_length": 8192})
-    assert long.settings.attention == "masked"
+    assert long.settings.attention == "flash"  # the kernel that keeps rows apart knows windows
+    plain = {"name": "mistral-7b-v0.1", "attention": "sdpa"}
+    by_mask = estimate(model=plain, gpu="h200", data={"max_length": 8192})
+    assert by_mask.settings.attention == "masked"
     one = {"micro_batch_size": 1}
-    assert estimate(model="mistral-7b-v0.1", training=one).settings.attention == "flash"
+    short = estimate(model=plain, gpu="h200", training=one)
+    assert short.settings.attention == "flash"
 
 
 def test_models_are_found_by_folder_file_cache_and_name(
