@@ -6,19 +6,14 @@ from collections.abc import Iterator
 
 from peftcli.architecture.shapes import CheckpointQuantization
 from peftcli.estimate.fit import CALIBRATED
-from peftcli.estimate.gpus import GIB, Gpu
+from peftcli.estimate.gpus import GIB
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.result import Rows
 from peftcli.estimate.weights import storage
 from peftcli.recipe.schema import Recipe
 
-SPEED = {
-    "published": "the speed of this card follows from runs that others published",
-    "data sheet": "the speed of this card follows from its data sheet: nobody measured it for us",
-}
 
-
-def notes_on(recipe: Recipe, plan: Plan, gpu: Gpu, rows: Rows) -> Iterator[str]:
+def notes_on(recipe: Recipe, plan: Plan, rows: Rows) -> Iterator[str]:
     """One sentence for each doubt."""
     architecture = plan.architecture
     if not architecture.exact:
@@ -30,8 +25,6 @@ def notes_on(recipe: Recipe, plan: Plan, gpu: Gpu, rows: Rows) -> Iterator[str]:
         yield _checkpoint(architecture.quantization, chosen=recipe.method)
     if plan.magnitudes:
         yield "DoRA multiplies each update out in the shape of its weight: slow, and counted"
-    if gpu.tflops and gpu.speed in SPEED:
-        yield SPEED[gpu.speed]
     if rows.how:
         yield rows.how
     elif rows.longest is None:

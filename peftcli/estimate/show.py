@@ -10,6 +10,11 @@ from peftcli.estimate.prices import prices
 from peftcli.estimate.result import Estimate, MemoryEstimate, TimeEstimate
 
 Rows = Sequence[Sequence[str]]
+SPEED = {
+    "measured": "",
+    "published": "; the card's speed follows from runs that others published",
+    "data sheet": "; the card's speed follows from its data sheet",
+}
 
 
 def show_estimate(estimate: Estimate, *, explain: bool) -> None:
@@ -32,7 +37,7 @@ def show_estimate(estimate: Estimate, *, explain: bool) -> None:
             f"{most.tokens_per_row:,} tokens, with checkpointing {most.checkpointing}"
         )
     if estimate.time is not None:
-        print(f"  {_run(estimate.time)}{_price(estimate)}")
+        print(f"  {_run(estimate.time)}{_price(estimate)}{SPEED[estimate.time.speed]}")
     if estimate.merge is not None and explain:
         merge = estimate.merge
         print(
