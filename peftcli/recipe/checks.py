@@ -13,8 +13,9 @@ PACKABLE = {
     *("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"),
     *("phi3", "gpt_neox", "gpt2", "stablelm", "olmo2", "granite", "mixtral"),
 }
-# Soft-capped scores are only in the eager kernel, which takes a mask instead of row borders.
-NO_VARLEN = {"gemma2"}
+# Packed by a mask instead of by row borders: gemma2's soft-capped scores are only in the eager
+# kernel, and stablelm's layers do not hand the borders on.
+NO_VARLEN = {"gemma2", "stablelm"}
 UNPACKABLE = {
     "opt": "it numbers positions across rows",
     "falcon": "its ALiBi bias counts positions across rows",

@@ -208,6 +208,8 @@ class Training(Section):
     """How many checkpoints stay: the best and the newest ones."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """`cuda` refuses to run without a GPU."""
+    memory_limit_gib: float | None = Field(None, gt=0)
+    """Use at most this much of the GPU, where others work on it too; all when absent."""
     report_to: Annotated[tuple[Tracker, ...], Strict(False)] = ()
     """Experiment trackers that also receive the metrics."""
     max_nonfinite_steps: int = Field(3, ge=1)

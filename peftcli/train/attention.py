@@ -7,6 +7,7 @@ on a CPU one call of SDPA a row. Registered with transformers under `NAME`.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,11 +37,12 @@ def rows_apart(
     if window is not None and window >= longest:
         window = None
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
-        return _Flash.apply(query, key, value, cu_seq_lens, longest, scale, window, dropout)
+        out: Tensor = _Flash.apply(query, key, value, cu_seq_lens, longest, scale, window, dropout)
+        return out
     borders = cu_seq_lens.tolist()
     parts = [
         _one_row(query[a:b], key[a:b], value[a:b], scale, window, dropout)
-        for a, b in zip(borders, borders[1:], strict=False)
+        for a, b in pairwise(borders)
         if b > a
     ]
     return torch.cat(parts)
@@ -55,7 +57,9 @@ def _one_row(
         back = at[:, None] - at[None, :]
         mask = (back >= 0) & (back < window)
     out = scaled_dot_product_attention(
-        *(x.transpose(0, 1)[None] for x in (query, key, value)),
+        query.transpose(0, 1)[None],
+        key.transpose(0, 1)[None],
+        value.transpose(0, 1)[None],
         attn_mask=mask,
         dropout_p=dropout,
         is_causal=mask is None,
@@ -66,13 +70,13 @@ def _one_row(
 
 
 class _Flash(torch.autograd.Function):
-    """The ATen operators themselves: they share key heads, which the public wrapper does not yet."""
+    """The ATen operators themselves, which share key heads; the public wrapper does not yet."""
 
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, cu: Tensor, longest: int, scale: float,
         window: int | None, dropout: float,
-    ) -> Tensor:  # fmt: skip
+    ) -> Any:  # fmt: skip
         left = {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
         out, lse, rng, unused, _ = torch.ops.aten._flash_attention_forward(
             q, k, v, cu, cu, longest, longest, dropout, True, False, scale=scale, **left
@@ -104,7 +108,7 @@ def attention_forward(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' interface: (rows x heads x tokens x width) in, (rows x tokens x heads x width) out."""
+    """transformers' interface: heads before tokens in, tokens before heads out."""
     rows, length = query.shape[0], query.shape[2]
     if cu_seq_lens_q is None and sliding_window is not None and sliding_window < length:
         cu_seq_lens_q = borders_of(rows, length, query.device)
@@ -115,8 +119,8 @@ def attention_forward(
         )
         return found
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    flat = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-    out = rows_apart(*flat, cu_seq_lens_q, max_length_q, scale, sliding_window, dropout)
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    out = rows_apart(q, k, v, cu_seq_lens_q, max_length_q, scale, sliding_window, dropout)
     return out.unflatten(0, (rows, length)), None
 
 

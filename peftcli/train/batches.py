@@ -71,7 +71,7 @@ def end_to_end(rows: list[Row], longest: int) -> dict[str, Any]:
     `longest` tokens and is one text. `trained` are the flat positions whose next token counts,
     `targets` those tokens, `cu_seq_lens` (int32) the borders of the texts.
     """
-    lengths = [n for row in rows for n in row.get("seq_lengths") or [len(row["input_ids"])]]
+    lengths = [int(n) for row in rows for n in row.get("seq_lengths", [len(row["input_ids"])])]
     ids = torch.cat([torch.as_tensor(row["input_ids"]) for row in rows])
     labels = torch.cat([torch.as_tensor(row["labels"]) for row in rows])
     sizes = torch.tensor(lengths)
@@ -108,7 +108,7 @@ def padded(rows: list[Row], pad_token_id: int) -> dict[str, Tensor]:
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """A micro-batch as arguments of a transformers model, with labels for a loss that shifts them."""
+    """A micro-batch as arguments of a transformers model; its loss shifts the labels."""
     if "labels" in batch:
         return {key: batch[key] for key in ("input_ids", "labels", "attention_mask")}
     ids = batch["input_ids"]

@@ -38,6 +38,9 @@ def load_model(
 ) -> PreTrainedModel | PeftModel:
     """The base on its device, with the recipe's untrained adapter around it."""
     set_seed(recipe.seed)
+    limit = recipe.training.memory_limit_gib
+    if limit is not None and setting.device.memory_gib is not None:
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / setting.device.memory_gib))
     method = recipe.method
     weights = replace(setting.device, dtype=method.weights_dtype(setting.device.dtype))
     attention.register()
@@ -84,8 +87,8 @@ def build_trainer(
     trainer = RecipeTrainer(
         model=model,
         args=sft_config(recipe, setting.plan, setting.device, folder),
-        train_dataset=setting.train,
-        eval_dataset=setting.eval,
+        train_dataset=setting.train.with_format("numpy"),
+        eval_dataset=None if setting.eval is None else setting.eval.with_format("numpy"),
         tokenizer=setting.tokenizer,
         callbacks=callbacks,
         learning_rate_multipliers=recipe.method.learning_rate_multipliers(),

@@ -52,6 +52,7 @@ def sft_config(recipe: Recipe, plan: Plan, device: Device, folder: RunDir) -> SF
         packing=False,
         remove_unused_columns=False,
         dataloader_pin_memory=device.kind == "cuda",
+        accelerator_config={"non_blocking": device.kind == "cuda"},
         # when to look and what to keep
         logging_steps=1,
         eval_strategy="steps" if evaluates else "no",

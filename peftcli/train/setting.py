@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -99,6 +99,9 @@ def on_this_gpu(recipe: Recipe, device: Device, architecture: Architecture, rows
     free, total = torch.cuda.mem_get_info(0)
     gpu = device_gpu(device.name, total / GIB)
     held = max(0.0, total - free - gpu.context) / GIB
+    limit = recipe.training.memory_limit_gib
+    if limit is not None and limit * GIB < free:
+        gpu, held = replace(gpu, memory_mib=round(limit * 1024)), 0.0
     return estimate_run(recipe, gpu, rows=rows, architecture=architecture, reserved_gib=held)
 
 

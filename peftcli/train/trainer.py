@@ -19,7 +19,9 @@ from trl import SFTConfig, SFTTrainer
 from peftcli.train import checkpoints
 from peftcli.train.batches import Batches, model_inputs
 from peftcli.train.fast.model import FastModel
+from peftcli.train.flat import FlatParameters
 from peftcli.train.kernels import attention_kernels
+from peftcli.train.unlogged import Unlogged
 
 
 class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
@@ -40,6 +42,8 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         batches: Batches,
     ) -> None:
         self.fast: FastModel | None = None
+        self._flat: FlatParameters | None = None
+        self._unlogged: list[Unlogged] = []
         self._multipliers = learning_rate_multipliers
         self._keep = keep_checkpoints
         self._check_interruption = check_interruption
@@ -68,6 +72,8 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
                 options = {name: value for name, value in group.items() if name != "params"}
                 options["lr"] = group["lr"] * factor
                 optimizer.add_param_group({"params": chosen, **options})
+        if type(optimizer).__module__.startswith("bitsandbytes"):
+            self._flat = FlatParameters(optimizer)
         return optimizer
 
     def training_step(
@@ -76,11 +82,14 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         inputs: dict[str, Any],
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """Forward and backward of every micro-batch of the step; the mean loss per trained token."""
+        """Forward and backward of every micro-batch; the step's mean loss per trained token."""
         if not model.training:
             model.train()
         total = torch.zeros((), device=self.args.device)
-        items = torch.tensor(max(1, inputs["trained_tokens"]), device=self.args.device)
+        # A fill runs on the GPU; a copy of the number would wait for it.
+        items = torch.full((), float(max(1, inputs["trained_tokens"])), device=self.args.device)
+        if self._flat is not None:
+            self._flat.attach_gradients()
         if self.fast is not None:
             self.fast.refresh()
         with attention_kernels(), self.maybe_activation_offload_context:
@@ -96,10 +105,43 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         if self.fast is not None:
             return self.fast.loss(batch, 1.0 / items)
-        loss: torch.Tensor = self.compute_loss(
-            model, model_inputs(batch), num_items_in_batch=items
-        )
+        loss: torch.Tensor = self.compute_loss(model, model_inputs(batch), num_items_in_batch=items)
         return loss
+
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: torch.Tensor,
+        grad_norm: torch.Tensor | float | None,
+        model: torch.nn.Module,
+        trial: Any,
+        epoch: float,
+        ignore_keys_for_eval: list[str] | None,
+        start_time: float,
+        learning_rate: float | None = None,
+    ) -> None:
+        """On a GPU, a step's figures are read while the next step runs, not before it starts."""
+        if self.control.should_log and tr_loss.is_cuda:
+            step, rate = self.state.global_step, learning_rate or self._get_learning_rate()
+            self._unlogged.append(Unlogged(step, self.state.epoch, rate, tr_loss, grad_norm))
+            tr_loss.zero_()
+            self._globalstep_last_logged = step
+            self.control.should_log = False
+            control = self.control
+            soon = control.should_evaluate or control.should_save or control.should_training_stop
+            self._log_finished(start_time, leave=0 if soon or step >= self.state.max_steps else 1)
+        super()._maybe_log_save_evaluate(
+            tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate
+        )
+
+    def _log_finished(self, start_time: float, leave: int) -> None:
+        now = self.state.global_step, self.state.epoch
+        while len(self._unlogged) > leave:
+            entry = self._unlogged.pop(0)
+            self.state.global_step, self.state.epoch = entry.step, entry.epoch
+            logs = entry.read()
+            self._total_loss_scalar += logs["loss"]
+            self.log(logs, start_time)
+        self.state.global_step, self.state.epoch = now
 
     def evaluation_loop(
         self,

@@ -115,6 +115,7 @@ TRAINING_VALUES: dict[str, Any] = {
 # Read elsewhere; the named test holds each of them.
 TRAINING_ELSEWHERE = {
     "device": "tests/train/test_run.py::test_a_gpu_recipe_without_a_gpu",
+    "memory_limit_gib": "tests/train/test_gpu.py::test_a_run_keeps_to_its_memory_limit",
     "keep_checkpoints": "tests/train/test_checkpoints.py::test_rotation_keeps_best_and_newest",
     "max_nonfinite_steps": "tests/train/test_run.py::test_numbers_that_blow_up_stop_the_run",
 }

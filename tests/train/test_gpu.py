@@ -72,6 +72,12 @@ def test_a_resumed_run_is_close_to_one_that_was_never_stopped(
         torch.testing.assert_close(again[key], tensor, rtol=0, atol=2e-3)
 
 
+def test_a_run_keeps_to_its_memory_limit(base_model: Path, rows: Path, tmp_path: Path) -> None:
+    loaded = recipe(base_model, rows, tmp_path / "run", METHODS["lora"], memory_limit_gib=0.001)
+    with pytest.raises(ResourceError, match="has 0.0 GiB free"):
+        run(loaded, Options(), lambda event: None)
+
+
 def test_a_run_that_cannot_fit_stops_before_the_weights(
     base_model: Path, rows: Path, tmp_path: Path
 ) -> None:

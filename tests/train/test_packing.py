@@ -1,6 +1,8 @@
-"""Packed rows: the same losses as alone, and no row sees another."""
+"""Rows that lie end to end: the same losses as alone, and no row sees another."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -10,70 +12,103 @@ from transformers import AutoModelForCausalLM
 
 from peftcli.architecture.config import architecture_from
 from peftcli.errors import RecipeError
-from peftcli.recipe.checks import PACKABLE, UNPACKABLE, check_architecture
+from peftcli.recipe.checks import NO_VARLEN, PACKABLE, UNPACKABLE, check_architecture
 from peftcli.recipe.document import Document
 from peftcli.recipe.load import validate
-from peftcli.train.collator import Collator
+from peftcli.train import attention
+from peftcli.train.batches import Batches, model_inputs
 from peftcli.train.setting import pack
 
-collate = Collator(pad_token_id=0)
+LENGTHS = (5, 9, 12, 7)
 
 
-def rows(seed: int = 0) -> list[dict[str, list[int]]]:
+def rows(seed: int = 0, lengths: tuple[int, ...] = LENGTHS) -> list[dict[str, list[int]]]:
     generator = torch.Generator().manual_seed(seed)
     made = []
-    for length in (5, 9, 12, 7):
+    for length in lengths:
         ids = torch.randint(3, 128, (length,), generator=generator).tolist()
         made.append({"input_ids": ids, "labels": ids})
     return made
 
 
-def token_losses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def micro_batches(parts: list[Any], **options: Any) -> list[dict[str, Any]]:
+    settings: dict[str, Any] = {"micro_batch_size": 4, "longest": 64, "apart": True}
+    found: list[dict[str, Any]] = Batches(0, **settings | options)(parts)["micro_batches"]
+    return found
+
+
+def token_losses(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
     """Loss of each trained position, in the order of the batch."""
-    labels = batch.pop("labels")
+    inputs = model_inputs(batch)
+    labels = inputs.pop("labels")
     with torch.no_grad():
-        logits = model(**batch, use_cache=False).logits
+        logits = model(**inputs, use_cache=False).logits
     loss = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="none"
     )
     return loss[labels[:, 1:].flatten() != -100]
 
 
-def packed(lengths: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    return collate(list(pack(Dataset.from_list(lengths), 64)))
+IMPLEMENTATIONS = [(name, True) for name in sorted(PACKABLE - NO_VARLEN)]
+IMPLEMENTATIONS += [(name, False) for name in sorted(PACKABLE)]
 
 
-@pytest.fixture(params=sorted(PACKABLE))
+@pytest.fixture(params=IMPLEMENTATIONS, ids=lambda x: f"{x[0]} {'borders' if x[1] else 'mask'}")
 def model(request: pytest.FixtureRequest) -> torch.nn.Module:
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(tiny_config(request.param)).eval()
+    attention.register()
+    name, borders = request.param
+    chosen = {"attn_implementation": attention.NAME} if borders else {}
+    return AutoModelForCausalLM.from_config(tiny_config(name), **chosen).eval()
 
 
-def test_the_loss_of_packed_rows_is_that_of_the_rows_alone(model: torch.nn.Module) -> None:
-    alone = [token_losses(model, collate([row])) for row in rows()]
-    together = token_losses(model, packed(rows()))
+def test_the_loss_of_rows_end_to_end_is_that_of_the_rows_alone(model: torch.nn.Module) -> None:
+    alone = [token_losses(model, *micro_batches([row])) for row in rows()]
+    together = token_losses(model, *micro_batches(rows()))
     expected = sorted(torch.cat(alone).tolist())
     assert sorted(together.tolist()) == pytest.approx(expected, rel=2e-5, abs=1e-6)
 
 
 def test_a_changed_row_moves_no_other_rows_loss(model: torch.nn.Module) -> None:
     before, changed = rows(), rows()
-    changed[0]["input_ids"] = changed[0]["labels"] = [5] * len(changed[0]["input_ids"])
-    first, second = token_losses(model, packed(before)), token_losses(model, packed(changed))
+    longest = max(changed, key=lambda row: len(row["input_ids"]))  # the others come after it
+    longest["input_ids"] = longest["labels"] = [5] * len(longest["input_ids"])
+    first, second = (token_losses(model, *micro_batches(x)) for x in (before, changed))
     moved = (first != second).sum().item()
-    assert 0 < moved <= len(changed[0]["input_ids"]) - 1
+    assert 0 < moved <= len(longest["input_ids"]) - 1
 
 
-def test_the_padding_of_a_packed_batch_is_not_looked_at() -> None:
-    batch = collate(
-        [
-            {"input_ids": [5, 6, 7], "labels": [5, 6, 7], "seq_lengths": [1, 2]},
-            {"input_ids": [8], "labels": [8], "seq_lengths": [1]},
-        ]
-    )
-    assert batch["position_ids"].tolist() == [[0, 0, 1], [0, 0, 1]]
-    assert batch["labels"].tolist() == [[-100, -100, 7], [-100, -100, -100]]
-    assert "attention_mask" not in batch
+def test_packed_rows_keep_the_texts_in_them_apart(model: torch.nn.Module) -> None:
+    packed = list(pack(Dataset.from_list(rows()), 64).with_format("numpy"))
+    assert len(packed) == 1
+    together = sorted(token_losses(model, *micro_batches(packed)).tolist())
+    alone = [token_losses(model, *micro_batches([row])) for row in rows()]
+    assert together == pytest.approx(sorted(torch.cat(alone).tolist()), rel=2e-5, abs=1e-6)
+
+
+def test_full_rows_lie_side_by_side() -> None:
+    (batch,) = micro_batches(rows(lengths=(8, 8)), longest=8)
+    assert batch["input_ids"].shape == (2, 8)
+    assert batch["position_ids"].tolist() == [list(range(8))]
+    assert batch["trained"].tolist() == [*range(7), *range(8, 15)]
+    assert "cu_seq_lens" not in batch
+
+
+def test_a_step_is_cut_by_tokens_and_loses_no_row() -> None:
+    parts = micro_batches(rows(), micro_batch_size=1, longest=16)
+    sizes = [batch["input_ids"].numel() for batch in parts]
+    assert max(sizes) <= 16
+    assert sizes == [12, 16, 5]  # 9 and 7 share one
+    found = [set(batch["cu_seq_lens"].diff().tolist()) for batch in parts]
+    assert set.union(*found) == set(LENGTHS)
+
+
+def test_padded_rows_count_the_same_tokens() -> None:
+    apart, padded = (Batches(0, 2, 12, apart=x)(rows()) for x in (True, False))
+    assert apart["trained_tokens"] == padded["trained_tokens"] == sum(LENGTHS) - len(LENGTHS)
+    (first, second) = padded["micro_batches"]
+    assert first["attention_mask"].sum(1).tolist() == [5, 9]
+    assert second["labels"][1].tolist()[-5:] == [-100] * 5
 
 
 def test_no_row_is_cut_by_packing() -> None:

@@ -1,43 +1,52 @@
 """Linear layers that share an input, with their LoRA factors in the dtype of the computation.
 
-PEFT's parameters stay the float32 masters that the optimizer steps. `Shadows` holds their 16-bit
-copies, refreshed once a step; A matrices of a group lie side by side so that one product serves
-them all, and B matrices carry the scale alpha / rank.
+PEFT's parameters stay the float32 masters that the optimizer steps. `Shadows` keeps their copies,
+refreshed once a step: A matrices of a group lie one below the other, B matrices lie, times
+alpha / rank, beside the frozen weights.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from peftcli.train.fast.weights import FrozenWeight
+from peftcli.train.fast.weights import Weights, weights_of
 
 ADAPTER = "default"
+ALIGNMENT = 8  # columns: matrix units want rows that begin at multiples of 16 bytes
+
+
+class Unsupported(Exception):
+    """Why a layer keeps its plain forward pass."""
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """One module's factors: masters, their copies, and its columns in the group's product."""
+class Factors:
+    """One layer's A and B, and their block of the group's update."""
 
     a: Tensor
     b: Tensor
     scale: float
-    shadow_b: Tensor
-    """(out x rank), times the scale."""
+    rows: slice
+    """Its outputs."""
     columns: slice
+    """Its ranks."""
 
 
 @dataclass(frozen=True)
 class Group:
     """Frozen linear layers that read one input."""
 
-    weights: list[FrozenWeight]
-    biases: list[Tensor | None]
-    factors: list[LowRank | None]
-    shadow_a: Tensor | None
-    """(sum of ranks x in); None where no layer of the group has an adapter."""
+    weights: Weights
+    bias: Tensor | None
+    sizes: list[int]
+    """Outputs of each layer."""
+    factors: list[Factors | None]
+    columns: int
+    """Sum of the ranks, rounded up; 0 where no layer of the group has an adapter."""
 
     def parameters(self) -> list[Tensor | None]:
         """A and B of each layer, as autograd sees them."""
@@ -65,47 +74,58 @@ class Shadows:
         if any(scale != 1 for scale in self.scales):
             torch._foreach_mul_(self.scaled, self.scales)
 
+    def copy(self, master: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """A copy of one trained parameter; None of None."""
+        if master is None:
+            return None
+        copy = torch.empty_like(master, dtype=dtype, requires_grad=False)
+        self.masters.append(master)
+        self.copies.append(copy)
+        return copy
+
     def group(self, layers: list[nn.Module]) -> Group:
-        """A group of plain or LoRA linears; raises Unsupported for what the fast step leaves out."""
-        bases = [getattr(layer, "base_layer", layer) for layer in layers]
-        weights = [FrozenWeight(base) for base in bases]
+        """The group of plain or LoRA linears that `check` has found fit."""
+        bases: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
         pairs = [_pair(layer) for layer in layers]
         ranks = [0 if pair is None else pair[0].shape[0] for pair in pairs]
-        first = weights[0]
-        device, dtype = bases[0].weight.device, first.dtype
-        shadow_a = torch.empty(sum(ranks), first.shape[1], dtype=dtype, device=device)
-        factors: list[LowRank | None] = []
-        start = 0
-        for pair, rank in zip(pairs, ranks, strict=True):
+        columns = -(-sum(ranks) // ALIGNMENT) * ALIGNMENT
+        weights = weights_of(bases, columns)
+        sizes = [base.out_features for base in bases]
+        factors: list[Factors | None] = []
+        row = column = 0
+        for pair, size, rank in zip(pairs, sizes, ranks, strict=True):
             if pair is None:
                 factors.append(None)
-                continue
-            a, b, scale = pair
-            columns = slice(start, start + rank)
-            shadow_b = torch.empty(b.shape, dtype=dtype, device=device)
-            self.masters += [a, b]
-            self.copies += [shadow_a[columns], shadow_b]
-            self.scaled.append(shadow_b)
-            self.scales.append(scale)
-            factors.append(LowRank(a, b, scale, shadow_b, columns))
-            start += rank
-        biases = [getattr(base, "bias", None) for base in bases]
-        return Group(weights, biases, factors, shadow_a if start else None)
+            else:
+                found = Factors(*pair, slice(row, row + size), slice(column, column + rank))
+                self._follow(found, weights)
+                factors.append(found)
+            row, column = row + size, column + rank
+        return Group(weights, _bias(bases), sizes, factors, columns)
+
+    def _follow(self, factors: Factors, weights: Weights) -> None:
+        block = weights.shadow_b[factors.rows, factors.columns]
+        self.masters += [factors.a, factors.b]
+        self.copies += [weights.shadow_a[factors.columns], block]
+        self.scaled.append(block)
+        self.scales.append(factors.scale)
 
 
-class Unsupported(Exception):
-    """Why a layer keeps its plain forward pass."""
+def check(layers: list[nn.Module]) -> None:
+    """Raise Unsupported for what the fast step leaves out."""
+    bases = [getattr(layer, "base_layer", layer) for layer in layers]
+    for layer, base in zip(layers, bases, strict=True):
+        if not isinstance(base, nn.Linear):
+            raise Unsupported(f"{type(base).__name__} layers")
+        if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+            raise Unsupported("trained weights or biases of the base")
+        if base is not layer:
+            _check_adapter(layer)
+    if len({type(base) for base in bases}) > 1:
+        raise Unsupported("groups of 4-bit and 16-bit layers")
 
 
-def _pair(layer: nn.Module) -> tuple[Tensor, Tensor, float] | None:
-    """A, B and scale of a LoRA layer; None for a plain frozen linear."""
-    base = getattr(layer, "base_layer", layer)
-    if not isinstance(base, nn.Linear):
-        raise Unsupported(f"{type(base).__name__} layers")
-    if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
-        raise Unsupported("trained weights or biases of the base")
-    if base is layer:
-        return None
+def _check_adapter(layer: Any) -> None:
     if not hasattr(layer, "lora_A"):
         raise Unsupported(f"{type(layer).__name__} layers")
     if list(layer.lora_A) != [ADAPTER] or layer.active_adapters != [ADAPTER]:
@@ -114,5 +134,23 @@ def _pair(layer: nn.Module) -> tuple[Tensor, Tensor, float] | None:
         raise Unsupported("DoRA and other variants of LoRA")
     if not isinstance(layer.lora_dropout[ADAPTER], nn.Identity):
         raise Unsupported("dropout")
+
+
+def _pair(layer: Any) -> tuple[Tensor, Tensor, float] | None:
+    """A, B and scale of a LoRA layer; None for a plain frozen linear."""
+    if not hasattr(layer, "lora_A"):
+        return None
     a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
     return a, b, float(layer.scaling[ADAPTER])
+
+
+def _bias(bases: list[Any]) -> Tensor | None:
+    """The biases end to end, with zeros where a layer has none."""
+    if all(base.bias is None for base in bases):
+        return None
+    some = next(base.bias for base in bases if base.bias is not None)
+    parts = [
+        some.new_zeros(base.out_features) if base.bias is None else base.bias.detach()
+        for base in bases
+    ]
+    return torch.cat(parts)

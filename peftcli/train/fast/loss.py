@@ -18,7 +18,7 @@ TILE_BYTES = 256 * 2**20
 
 
 class HeadLoss(torch.autograd.Function):
-    """Sum of the losses of the trained rows, times `scale`: (rows x hidden), (out x hidden) -> scalar.
+    """Sum of the losses of trained rows, times `scale`: (rows x hidden), (out x hidden) -> scalar.
 
     `trained` (int64) are the rows whose next token counts, `targets` (int64) those tokens, `scale`
     a scalar tensor such as 1 / trained tokens.
@@ -32,7 +32,9 @@ class HeadLoss(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.zeros_like(hidden) if needs_gradient else None
         rows = tile_rows(head)
-        for index, target in zip(trained.split(rows), targets.split(rows), strict=True):
+        for index, target in zip(
+            torch.split(trained, rows), torch.split(targets, rows), strict=True
+        ):
             if not len(index):
                 continue
             logits = hidden[index] @ head.T

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from peftcli.train.fast import layers
-from peftcli.train.fast.linear import NormRows
+from peftcli.train.fast.blocks import NormRows
 from peftcli.train.fast.lora import Shadows, Unsupported
 from peftcli.train.fast.loss import HeadLoss
 

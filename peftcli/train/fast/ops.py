@@ -9,15 +9,19 @@ import torch
 from torch import Tensor
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """(rows x columns) -> normed rows, and 1/rms of each row (float32, or float64 for float64)."""
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, out: Tensor) -> Tensor:
+    """(rows x columns) -> normed rows in `out`, whose rows may lie apart.
+
+    Returns 1/rms of each row (float32, or float64 for float64).
+    """
     if x.is_cuda:
         from peftcli.train.fast import triton_ops
 
-        return triton_ops.rms_norm(x, weight, epsilon)
+        return triton_ops.rms_norm(x, weight, epsilon, out)
     wide = _wide(x)
     rstd = torch.rsqrt(wide.square().mean(-1) + epsilon)
-    return weight * (wide * rstd[:, None]).to(x.dtype), rstd
+    out.copy_(weight * (wide * rstd[:, None]).to(x.dtype))
+    return rstd
 
 
 def rms_norm_backward(
@@ -34,44 +38,54 @@ def rms_norm_backward(
     return (result if skip is None else result + skip).to(x.dtype)
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up."""
-    if gate.is_cuda:
+def swiglu(both: Tensor, out: Tensor) -> None:
+    """silu(gate) * up into `out` (rows x columns); `both` holds gate and up side by side."""
+    if both.is_cuda:
         from peftcli.train.fast import triton_ops
 
-        return triton_ops.swiglu(gate, up)
-    return torch.nn.functional.silu(gate) * up
+        return triton_ops.swiglu(both, out)
+    gate, up = both.chunk(2, -1)
+    out.copy_(torch.nn.functional.silu(gate) * up)
+    return None
 
 
-def swiglu_backward(dh: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(h, dgate, dup) from the gradient of h = silu(gate) * up; may reuse its arguments."""
-    if gate.is_cuda:
+def swiglu_backward(dh: Tensor, both: Tensor) -> None:
+    """Overwrites the gradient of h with h = silu(gate) * up; gate and up with their gradients."""
+    if both.is_cuda:
         from peftcli.train.fast import triton_ops
 
-        return triton_ops.swiglu_backward(dh, gate, up)
+        return triton_ops.swiglu_backward(dh, both)
+    gate, up = both.chunk(2, -1)
     wide, grad = _wide(gate), _wide(dh)
     sigmoid = torch.sigmoid(wide)
     silu = (wide * sigmoid).to(gate.dtype)
     dgate = grad * _wide(up) * sigmoid * (1 + wide * (1 - sigmoid))
-    return silu * up, dgate.to(gate.dtype), (grad * silu).to(gate.dtype)
+    product, dup = silu * up, grad * silu  # before their arguments are overwritten
+    dh.copy_(product)
+    gate.copy_(dgate)
+    up.copy_(dup)
+    return None
 
 
-def rope_(states: Tensor, cos: Tensor, sin: Tensor, sign: int = 1) -> Tensor:
-    """Rotate (tokens x heads x width) in place by (tokens x width) angles; sign -1 rotates back."""
+def rope(states: Tensor, cos: Tensor, sin: Tensor, sign: int, out: Tensor) -> None:
+    """Rotate (tokens x heads x width) by (tokens x width) angles into `out`, which may be the same.
+
+    Sign -1 rotates back.
+    """
     if states.is_cuda:
         from peftcli.train.fast import triton_ops
 
-        return triton_ops.rope_(states, cos, sin, sign)
+        return triton_ops.rope(states, cos, sin, sign, out)
     half = states.shape[-1] // 2
     first, second = states[..., :half].clone(), states[..., half:].clone()
     c, s = cos[:, None, :half], sign * sin[:, None, :half]
-    states[..., :half] = first * c - second * s
-    states[..., half:] = second * c + first * s
-    return states
+    out[..., :half] = first * c - second * s
+    out[..., half:] = second * c + first * s
+    return None
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, scale: Tensor | None) -> Tensor:
-    """Loss of each row in float32; with `scale`, logits become their gradient times it, in place."""
+    """Loss of each row in float32; with `scale`, logits become their gradient times it."""
     if logits.is_cuda:
         from peftcli.train.fast import triton_ops
 

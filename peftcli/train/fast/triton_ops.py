@@ -6,6 +6,8 @@ tests compare it with. Rows are tokens, columns are features.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -13,7 +15,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _rms_norm_kernel(x, weight, y, rstd, columns, epsilon, BLOCK: tl.constexpr):
+def _rms_norm_kernel(x, weight, y, rstd, stride, columns, epsilon, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < columns
@@ -23,7 +25,7 @@ def _rms_norm_kernel(x, weight, y, rstd, columns, epsilon, BLOCK: tl.constexpr):
     tl.store(rstd + row, scale)
     normed = (wide * scale).to(values.dtype).to(tl.float32)  # rounded as transformers rounds it
     scaled = normed * tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + row * columns + at, scaled.to(values.dtype), mask=inside)
+    tl.store(y + row * stride + at, scaled.to(values.dtype), mask=inside)
 
 
 @triton.jit
@@ -44,14 +46,15 @@ def _rms_norm_backward_kernel(
     tl.store(dx + row * columns + at, result.to(grad.dtype), mask=inside)
 
 
-def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """(rows x columns) -> normed rows, and 1/rms of each row in float32."""
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float, out: Tensor) -> Tensor:
+    """(rows x columns) -> normed rows in `out`; returns 1/rms of each row in float32."""
     rows, columns = x.shape
-    y = torch.empty_like(x)
     rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
     block, warps = _row_shape(columns)
-    _rms_norm_kernel[(rows,)](x, weight, y, rstd, columns, epsilon, BLOCK=block, num_warps=warps)
-    return y, rstd
+    _rms_norm_kernel[(rows,)](
+        x, weight, out, rstd, out.stride(0), columns, epsilon, BLOCK=block, num_warps=warps
+    )
+    return rstd
 
 
 def rms_norm_backward(
@@ -68,50 +71,53 @@ def rms_norm_backward(
 
 
 @triton.jit
-def _swiglu_kernel(gate, up, out, size, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < size
-    narrow = tl.load(gate + at, mask=inside, other=0.0)
+def _swiglu_kernel(both, out, both_stride, stride, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < columns
+    narrow = tl.load(both + row * both_stride + at, mask=inside, other=0.0)
     wide = narrow.to(tl.float32)
     silu = (wide * tl.sigmoid(wide)).to(narrow.dtype).to(tl.float32)
-    value = silu * tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + at, value.to(narrow.dtype), mask=inside)
+    up = tl.load(both + row * both_stride + columns + at, mask=inside, other=0.0)
+    tl.store(out + row * stride + at, (silu * up.to(tl.float32)).to(narrow.dtype), mask=inside)
 
 
 @triton.jit
-def _swiglu_backward_kernel(dh, gate, up, size, BLOCK: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < size
-    narrow = tl.load(gate + at, mask=inside, other=0.0)
-    grad = tl.load(dh + at, mask=inside, other=0.0).to(tl.float32)
+def _swiglu_backward_kernel(dh, both, both_stride, columns, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < columns
+    gate = both + row * both_stride + at
+    narrow = tl.load(gate, mask=inside, other=0.0)
+    up = tl.load(gate + columns, mask=inside, other=0.0).to(tl.float32)
+    grad = tl.load(dh + row * columns + at, mask=inside, other=0.0).to(tl.float32)
     wide = narrow.to(tl.float32)
-    other = tl.load(up + at, mask=inside, other=0.0).to(tl.float32)
     sigmoid = tl.sigmoid(wide)
     silu = (wide * sigmoid).to(narrow.dtype).to(tl.float32)
-    dgate = grad * other * sigmoid * (1 + wide * (1 - sigmoid))
-    tl.store(dh + at, (silu * other).to(narrow.dtype), mask=inside)
-    tl.store(gate + at, dgate.to(narrow.dtype), mask=inside)
-    tl.store(up + at, (grad * silu).to(narrow.dtype), mask=inside)
+    dgate = grad * up * sigmoid * (1 + wide * (1 - sigmoid))
+    tl.store(dh + row * columns + at, (silu * up).to(narrow.dtype), mask=inside)
+    tl.store(gate, dgate.to(narrow.dtype), mask=inside)
+    tl.store(gate + columns, (grad * silu).to(narrow.dtype), mask=inside)
 
 
-def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up."""
-    out = torch.empty_like(gate)
-    grid = (triton.cdiv(gate.numel(), 2048),)
-    _swiglu_kernel[grid](gate, up, out, gate.numel(), BLOCK=2048, num_warps=8)
-    return out
+def swiglu(both: Tensor, out: Tensor) -> None:
+    """silu(gate) * up into `out`; `both` holds gate and up side by side."""
+    rows, columns = out.shape
+    grid = (rows, triton.cdiv(columns, 2048))
+    strides = both.stride(0), out.stride(0)
+    _swiglu_kernel[grid](both, out, *strides, columns, BLOCK=2048, num_warps=8)
 
 
-def swiglu_backward(dh: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(h, dgate, dup) from the gradient of h; overwrites all three arguments."""
-    grid = (triton.cdiv(gate.numel(), 2048),)
-    _swiglu_backward_kernel[grid](dh, gate, up, gate.numel(), BLOCK=2048, num_warps=8)
-    return dh, gate, up
+def swiglu_backward(dh: Tensor, both: Tensor) -> None:
+    """Overwrites the gradient of h with h, and gate and up with their gradients."""
+    rows, columns = dh.shape
+    grid = (rows, triton.cdiv(columns, 2048))
+    _swiglu_backward_kernel[grid](dh, both, both.stride(0), columns, BLOCK=2048, num_warps=8)
 
 
 @triton.jit
 def _rope_kernel(
-    states, cos, sin, stride, rope_stride, heads, SIGN: tl.constexpr,
+    states, out, cos, sin, stride, out_stride, rope_stride, heads, SIGN: tl.constexpr,
     HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -120,25 +126,25 @@ def _rope_kernel(
     c = tl.load(cos + row * rope_stride + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     s = tl.load(sin + row * rope_stride + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     head = tl.arange(0, HEADS)
-    at = states + row * stride + head[:, None] * (2 * HALF) + column[None, :]
+    within = head[:, None] * (2 * HALF) + column[None, :]
     mask = (head < heads)[:, None] & inside[None, :]
-    first = tl.load(at, mask=mask, other=0.0)
-    second = tl.load(at + HALF, mask=mask, other=0.0).to(tl.float32)
+    first = tl.load(states + row * stride + within, mask=mask, other=0.0)
+    second = tl.load(states + row * stride + within + HALF, mask=mask, other=0.0).to(tl.float32)
     a = first.to(tl.float32)
+    at = out + row * out_stride + within
     tl.store(at, (a * c - SIGN * second * s).to(first.dtype), mask=mask)
     tl.store(at + HALF, (second * c + SIGN * a * s).to(first.dtype), mask=mask)
 
 
-def rope_(states: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    """Rotate (tokens x heads x width) in place; sign -1 rotates back. cos and sin: (tokens x width)."""
+def rope(states: Tensor, cos: Tensor, sin: Tensor, sign: int, out: Tensor) -> None:
+    """Rotate (tokens x heads x width) into `out`, which may be the same; sign -1 rotates back."""
     tokens, heads, width = states.shape
     half = width // 2
     _rope_kernel[(tokens,)](
-        states, cos, sin, states.stride(0), cos.stride(0), heads,
+        states, out, cos, sin, states.stride(0), out.stride(0), cos.stride(0), heads,
         SIGN=sign, HEADS=triton.next_power_of_2(heads), HALF=half,
         WIDTH=triton.next_power_of_2(half), num_warps=4,
     )  # fmt: skip
-    return states
 
 
 @triton.jit
@@ -174,7 +180,7 @@ def _cross_entropy_kernel(
 
 
 def cross_entropy_(logits: Tensor, targets: Tensor, scale: Tensor | None) -> Tensor:
-    """Loss of each row in float32; with `scale`, logits become their gradient times it, in place."""
+    """Loss of each row in float32; with `scale`, logits become their gradient times it."""
     rows, columns = logits.shape
     losses = torch.empty(rows, dtype=torch.float32, device=logits.device)
     _cross_entropy_kernel[(rows,)](
@@ -186,10 +192,10 @@ def cross_entropy_(logits: Tensor, targets: Tensor, scale: Tensor | None) -> Ten
 
 @triton.jit
 def _dequantize_kernel(
-    packed, code, absmax, nested_code, nested_absmax, offset, out, words,
+    packed, code, absmax, nested_code, nested_absmax, offset, out, words, columns, stride,
     NESTED: tl.constexpr, BLOCKSIZE: tl.constexpr, NESTED_SIZE: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    word = tl.program_id(0).to(tl.int64) * WORDS + tl.arange(0, WORDS)
+    word = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
     inside = word < words
     bits = tl.load(packed + word, mask=inside, other=0)
     block = word // (BLOCKSIZE // 8)
@@ -205,26 +211,30 @@ def _dequantize_kernel(
     shift = 8 * (element // 2) + 4 * (1 - element % 2)  # the high half of a byte comes first
     nibble = (bits[:, None] >> shift[None, :]) & 15
     value = tl.load(code + nibble) * scale[:, None]
-    at = word[:, None] * 8 + element[None, :]
+    row = word * 8 // columns
+    start = row.to(tl.int64) * stride + (word * 8 - row * columns)
+    at = start[:, None] + element[None, :]
     tl.store(out + at, value.to(out.dtype.element_ty), mask=inside[:, None])
 
 
-def dequantize(packed: Tensor, state: object, out: Tensor) -> Tensor:
-    """A bitsandbytes 4-bit weight into `out`, scales and values in one launch."""
-    nested = state.nested  # type: ignore[attr-defined]
-    inner = state.state2 if nested else None  # type: ignore[attr-defined]
+def dequantize(packed: Tensor, state: Any, out: Tensor) -> None:
+    """A bitsandbytes 4-bit weight into (rows x columns) `out`, scales and values in one launch.
+
+    Columns must be a multiple of 8; rows of `out` may lie apart.
+    """
+    nested = state.nested
+    inner: Any = state.state2
     words = packed.numel() // 4
     size = 1024
     _dequantize_kernel[(triton.cdiv(words, size),)](
-        packed.view(-1).view(torch.int32), state.code, state.absmax,  # type: ignore[attr-defined]
-        inner.code if nested else state.code,  # type: ignore[attr-defined, union-attr]
-        inner.absmax if nested else state.absmax,  # type: ignore[attr-defined, union-attr]
-        state.offset if nested else state.code,  # type: ignore[attr-defined]
-        out, words, NESTED=nested, BLOCKSIZE=state.blocksize,  # type: ignore[attr-defined]
-        NESTED_SIZE=inner.blocksize if nested else 1,  # type: ignore[attr-defined, union-attr]
+        packed.view(-1).view(torch.int32), state.code, state.absmax,
+        inner.code if nested else state.code,
+        inner.absmax if nested else state.absmax,
+        state.offset if nested else state.code,
+        out, words, out.shape[1], out.stride(0), NESTED=nested, BLOCKSIZE=state.blocksize,
+        NESTED_SIZE=inner.blocksize if nested else 1,
         WORDS=size, num_warps=8,
     )  # fmt: skip
-    return out
 
 
 def _row_shape(columns: int) -> tuple[int, int]:

@@ -1,8 +1,17 @@
-"""Frozen weights as the fast step reads them: in 16 bits as they are, in 4 bits expanded when used."""
+"""Frozen weights of linears that share an input, one below the other, with their LoRA factors.
+
+A group is one matrix, with the scaled B matrices beside the weights and the A matrices below:
+
+    W | s B        so that  [x | x A'] [W | s B]'  is the forward pass, and
+    A |            [dy | dy s B] [W ; A]  the gradient of the input: one product each.
+
+In 16 bits the base's own weights move into that matrix, and the model's parameters become views of
+it; 4-bit weights are expanded into a buffer when they are used.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,34 +19,100 @@ from torch import Tensor, nn
 _SCRATCH: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
-class FrozenWeight:
-    """The weight of one frozen linear layer, (out x in)."""
+class Weights(Protocol):
+    """The matrix of one group."""
 
-    def __init__(self, layer: nn.Module) -> None:
-        self.tensor: Any = layer.weight
-        self.state: Any = getattr(layer.weight, "quant_state", None)
-        self.shape: torch.Size = self.state.shape if self.state else layer.weight.shape
-        self.dtype: torch.dtype = self.state.dtype if self.state else layer.weight.dtype
+    inputs: int
+    outputs: int
+    shadow_a: Tensor
+    """(columns of the update x inputs): the A matrices."""
+    shadow_b: Tensor
+    """(outputs x columns of the update): the scaled B matrices, block by block."""
 
-    def get(self) -> Tensor:
-        """The weight in 16 bits; of a 4-bit layer it holds until the next call of `get`."""
-        if self.state is None:
-            return self.tensor.detach()
-        if self.tensor.is_cuda:
-            from peftcli.train.fast import triton_ops
-
-            out = _scratch(self.shape, self.dtype, self.tensor.device)
-            return triton_ops.dequantize(self.tensor.data, self.state, out)
-        from bitsandbytes.functional import dequantize_4bit
-
-        expanded: Tensor = dequantize_4bit(self.tensor.data, self.state)
-        return expanded
+    def matrix(self) -> Tensor:
+        """(outputs + columns x inputs + columns); of 4-bit layers until any group's next call."""
 
 
-def _scratch(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+class Resident:
+    """A group in 16 bits (or more), held as one matrix."""
+
+    def __init__(self, layers: list[nn.Linear], columns: int) -> None:
+        first = layers[0].weight
+        self.inputs = first.shape[1]
+        self.outputs = sum(layer.weight.shape[0] for layer in layers)
+        shape = self.outputs + columns, self.inputs + columns
+        self._matrix = aligned(*shape, first.dtype, first.device)
+        self._matrix[:, self.inputs :] = 0
+        self.shadow_a = self._matrix[self.outputs :, : self.inputs].zero_()
+        self.shadow_b = self._matrix[: self.outputs, self.inputs :]
+        start = 0
+        for layer in layers:
+            part = self._matrix[start : start + layer.weight.shape[0], : self.inputs]
+            part.copy_(layer.weight.data)
+            layer.weight.data = part
+            start += len(part)
+
+    def matrix(self) -> Tensor:
+        return self._matrix
+
+
+class Quantized:
+    """A group in 4 bits, expanded at each use."""
+
+    def __init__(self, layers: list[Any], columns: int) -> None:
+        self.packed = [layer.weight for layer in layers]
+        state = self.packed[0].quant_state
+        self.inputs = state.shape[1]
+        self.rows = [weight.quant_state.shape[0] for weight in self.packed]
+        self.outputs = sum(self.rows)
+        kind = {"dtype": state.dtype, "device": self.packed[0].device}
+        self.shadow_a = torch.zeros(columns, self.inputs, **kind)
+        self.shadow_b = torch.zeros(self.outputs, columns, **kind)
+
+    def matrix(self) -> Tensor:
+        columns = len(self.shadow_a)
+        out = _scratch(self.outputs + columns, self.inputs + columns, self.shadow_a)
+        if columns:
+            out[self.outputs :, : self.inputs].copy_(self.shadow_a)
+            out[: self.outputs, self.inputs :].copy_(self.shadow_b)
+        start = 0
+        for weight, rows in zip(self.packed, self.rows, strict=True):
+            _expand(weight, out[start : start + rows, : self.inputs])
+            start += rows
+        return out
+
+
+def aligned(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An empty matrix whose rows begin at multiples of 128 bytes, as the matrix units like best."""
+    return torch.empty(rows, _stride(columns), dtype=dtype, device=device)[:, :columns]
+
+
+def weights_of(layers: list[Any], columns: int) -> Weights:
+    """The weights of plain or 4-bit linears that share an input."""
+    if hasattr(layers[0].weight, "quant_state"):
+        return Quantized(layers, columns)
+    return Resident(layers, columns)
+
+
+def _expand(weight: Any, out: Tensor) -> None:
+    if weight.is_cuda:
+        from peftcli.train.fast import triton_ops
+
+        triton_ops.dequantize(weight.data, weight.quant_state, out)
+        return
+    from bitsandbytes.functional import dequantize_4bit
+
+    out.copy_(dequantize_4bit(weight.data, weight.quant_state))
+
+
+def _scratch(rows: int, columns: int, like: Tensor) -> Tensor:
     """One buffer for all expanded weights: they are used one after the other on one stream."""
-    size = shape.numel()
-    held = _SCRATCH.get((device, dtype))
-    if held is None or held.numel() < size:
-        held = _SCRATCH[device, dtype] = torch.empty(size, dtype=dtype, device=device)
-    return held[:size].view(shape)
+    stride = _stride(columns)
+    held = _SCRATCH.get((like.device, like.dtype))
+    if held is None or held.numel() < rows * stride:
+        held = _SCRATCH[like.device, like.dtype] = like.new_empty(rows * stride)
+    return held[: rows * stride].view(rows, stride)[:, :columns]
+
+
+def _stride(columns: int) -> int:
+    return -(-columns // 64) * 64

@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_config
 from transformers import AutoModelForCausalLM
 
+from peftcli.methods.bottleneck_tuner import BottleneckConfig
 from peftcli.train import attention
 from peftcli.train.batches import Batches, model_inputs
 from peftcli.train.fast.layers import FAMILIES
@@ -41,6 +42,25 @@ def adapted(family: str, targets: list[str], **options: Any) -> Any:
             torch.nn.init.normal_(parameter, std=0.2)
         elif "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    return model.train()
+
+
+def with_bottlenecks(family: str, **options: Any) -> Any:
+    """A tiny float64 model with bottleneck adapters that are no longer the identity."""
+    attention.register()
+    torch.manual_seed(0)
+    config = tiny_config(family)
+    base = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
+    modules = ["o_proj", "down_proj"]
+    model = get_peft_model(
+        base,
+        BottleneckConfig(
+            task_type="CAUSAL_LM", target_modules=modules, bottleneck_size=8, scaling=0.7, **options
+        ),
+    ).double()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.2)
     return model.train()
 
 
@@ -88,6 +108,25 @@ def test_loss_and_gradients_are_those_of_plain_peft(
     for name, gradient in wanted.items():  # transformers' norms compute in float32 at best
         distance = (found[name] - gradient).norm() / gradient.norm()
         assert distance < 1e-5, name
+
+
+@pytest.mark.parametrize("options", [{}, {"use_bias": False, "non_linearity": "relu"}])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_bottleneck_adapters_have_the_gradients_of_their_modules(
+    family: str, options: dict[str, Any]
+) -> None:
+    model = with_bottlenecks(family, **options)
+    (batch,) = Batches(0, 4, 12, apart=True)(rows())["micro_batches"]
+    expected = plain(model, batch)
+    expected.backward()
+    wanted = gradients(model)
+    loss = accelerate(model).loss(batch, torch.ones((), dtype=torch.float64))
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    found = gradients(model)
+    assert found.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        assert (found[name] - gradient).norm() < 1e-5 * gradient.norm(), name
 
 
 def test_checkpointed_layers_give_the_same_gradients() -> None:

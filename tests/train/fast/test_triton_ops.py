@@ -14,7 +14,7 @@ CUDA = torch.cuda.is_available()
 if not find_spec("triton") or not (CUDA or os.environ.get("TRITON_INTERPRET") == "1"):
     pytest.skip("needs a GPU, or Triton with TRITON_INTERPRET=1", allow_module_level=True)
 
-from peftcli.train.fast import triton_ops
+from peftcli.train.fast import triton_ops  # noqa: E402
 
 pytestmark = [pytest.mark.gpu] if CUDA else []
 DEVICE = "cuda" if CUDA else "cpu"
@@ -44,22 +44,32 @@ def test_rms_norm_and_its_gradient(columns: int, dtype: torch.dtype) -> None:
     x, dy, skip = (made(7, columns, dtype=dtype) for _ in range(3))
     weight = (torch.rand(columns) + 0.5).to(dtype).to(DEVICE)
     plain = [t.cpu() for t in (x, weight)]
-    wanted, rstd = ops.rms_norm(*plain, 1e-5)
-    found, found_rstd = triton_ops.rms_norm(x, weight, 1e-5)
-    near(found, wanted, dtype)
+    wanted, room = torch.empty_like(plain[0]), made(7, columns + 8, dtype=dtype)
+    beside = room[:, columns:].clone()
+    rstd = ops.rms_norm(*plain, 1e-5, wanted)
+    found_rstd = triton_ops.rms_norm(x, weight, 1e-5, room[:, :columns])
+    near(room[:, :columns], wanted, dtype)
     near(found_rstd, rstd, torch.float32)
+    assert torch.equal(room[:, columns:], beside)
     for other in (None, skip):
         rest = None if other is None else other.cpu()
         grad = ops.rms_norm_backward(dy.cpu(), *plain, rstd, rest)
         near(triton_ops.rms_norm_backward(dy.clone(), x, weight, found_rstd, other), grad, dtype)
 
 
-def test_swiglu_and_its_gradient(dtype: torch.dtype) -> None:
-    gate, up, dh = (made(5, 1000, dtype=dtype) for _ in range(3))
-    near(triton_ops.swiglu(gate, up), ops.swiglu(gate.cpu(), up.cpu()), dtype)
-    wanted = ops.swiglu_backward(dh.cpu(), gate.cpu(), up.cpu())
-    for found, expected in zip(triton_ops.swiglu_backward(dh, gate, up), wanted, strict=True):
-        near(found, expected, dtype)
+@pytest.mark.parametrize("columns", [24, 2500])
+def test_swiglu_and_its_gradient(columns: int, dtype: torch.dtype) -> None:
+    both = made(5, 2 * columns + 8, dtype=dtype)[:, : 2 * columns]
+    dh = made(5, columns, dtype=dtype)
+    room, wanted = made(5, columns + 8, dtype=dtype), torch.empty(5, columns, dtype=dtype)
+    triton_ops.swiglu(both, room[:, :columns])
+    ops.swiglu(both.cpu(), wanted)
+    near(room[:, :columns], wanted, dtype)
+    plain = both.cpu().clone(), dh.cpu().clone()
+    ops.swiglu_backward(plain[1], plain[0])
+    triton_ops.swiglu_backward(dh, both)
+    near(dh, plain[1], dtype)
+    near(both, plain[0], dtype)
 
 
 @pytest.mark.parametrize(("heads", "width"), [(3, 16), (8, 128), (1, 80)])
@@ -68,8 +78,12 @@ def test_rope(heads: int, width: int, sign: int, dtype: torch.dtype) -> None:
     states = made(6, heads, width, dtype=dtype)
     angles = torch.randn(6, width // 2).repeat(1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    wanted = ops.rope_(states.cpu().clone(), cos, sin, sign)
-    near(triton_ops.rope_(states, cos.to(DEVICE), sin.to(DEVICE), sign), wanted, dtype)
+    wanted, room = torch.empty_like(states.cpu()), made(6, 2 * heads, width, dtype=dtype)
+    ops.rope(states.cpu(), cos, sin, sign, wanted)
+    triton_ops.rope(states, cos.to(DEVICE), sin.to(DEVICE), sign, room[:, :heads])
+    near(room[:, :heads], wanted, dtype)
+    triton_ops.rope(states, cos.to(DEVICE), sin.to(DEVICE), sign, states)
+    near(states, wanted, dtype)
 
 
 @pytest.mark.parametrize("columns", [50, 5000])
@@ -97,5 +111,7 @@ def test_four_bit_weights_expand_to_bitsandbytes_own_values(kind: str, double: b
     weight = torch.randn(96, 1024).to(dtype).to(DEVICE)
     packed, state = quantize_4bit(weight, quant_type=kind, compress_statistics=double)
     wanted = dequantize_4bit(packed, state)
-    found = triton_ops.dequantize(packed, state, torch.full_like(weight, torch.nan))
-    torch.testing.assert_close(found, wanted, rtol=4e-3 if CUDA else 1e-6, atol=1e-6)
+    room = torch.full((96, 1040), torch.nan, dtype=dtype, device=DEVICE)
+    triton_ops.dequantize(packed, state, room[:, :1024])
+    torch.testing.assert_close(room[:, :1024], wanted, rtol=4e-3 if CUDA else 1e-6, atol=1e-6)
+    assert room[:, 1024:].isnan().all()

@@ -1,0 +1,41 @@
+"""Trained parameters as one tensor, for optimizers that go through them one by one.
+
+bitsandbytes launches a kernel and waits for the GPU once for each parameter, and pages only states
+of 100,000 values and more. Over one flat tensor that is one launch, one wait, and all of it paged.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class FlatParameters:
+    """The parameters of an optimizer's groups as views of one tensor a group, gradients too."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._views: list[tuple[nn.Parameter, Tensor]] = []
+        self._gradients: list[Tensor] = []
+        for group in optimizer.param_groups:
+            if group["params"]:
+                group["params"] = [self._flatten(group["params"])]
+
+    def attach_gradients(self) -> None:
+        """Zero all gradients and let the backward pass add to the flat ones."""
+        for gradient in self._gradients:
+            gradient.zero_()
+        for parameter, view in self._views:
+            parameter.grad = view
+
+    def _flatten(self, parameters: list[nn.Parameter]) -> nn.Parameter:
+        flat = nn.Parameter(torch.cat([p.data.flatten() for p in parameters]))
+        gradient = torch.zeros_like(flat)
+        start = 0
+        for parameter in parameters:
+            end = start + parameter.numel()
+            parameter.data = flat.data[start:end].view(parameter.shape)
+            self._views.append((parameter, gradient[start:end].view(parameter.shape)))
+            start = end
+        flat.grad = gradient
+        self._gradients.append(gradient)
+        return flat
