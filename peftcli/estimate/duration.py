@@ -9,17 +9,21 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from peftcli.estimate.gpus import Gpu
+from peftcli.estimate.gpus import Gpu, Speed
 from peftcli.estimate.layer import kept_per_token, layer_kinds
 from peftcli.estimate.plan import Plan
-from peftcli.estimate.weights import quantized_elements, weights
+from peftcli.estimate.weights import weights
 
 ATTENTION_SHARE = 0.63  # of what matrix products attain; 445 of 700 TFLOP/s on an H200
 BANDWIDTH_SHARE = 1.0
 EXPANSION_LIMIT = 853e9  # bytes per second of bitsandbytes' NF4 kernel, on an H200
 LOAD_BYTES_PER_SECOND = 1.0e9
 SETUP_SECONDS = 30.0  # imports, tokenising, the first step's warm-up
-BAND = (0.75, 1.35)
+BANDS: dict[Speed, tuple[float, float]] = {  # of the likely seconds
+    "measured": (0.83, 1.2),
+    "published": (0.75, 1.35),
+    "data sheet": (0.7, 1.5),
+}
 
 
 @dataclass(frozen=True)
@@ -51,21 +55,29 @@ class Duration:
     """Real tokens, padding not counted."""
     flops_per_token: float
     cost_usd: tuple[float, float] | None
-    """Lowest seconds at the lowest price to likely seconds at the highest."""
+    """Lowest seconds at the lowest price to highest seconds at the highest."""
 
 
-def duration(plan: Plan, gpu: Gpu, steps: int, lengths: Lengths) -> Duration | None:
-    """How long so many optimizer steps take; None for a card whose rates are not known."""
+def duration(
+    plan: Plan,
+    gpu: Gpu,
+    steps: int,
+    lengths: Lengths,
+    prices: tuple[float, float] | None = None,
+) -> Duration | None:
+    """How long so many optimizer steps take; None for a card whose rates are not known.
+
+    `prices` are the lowest and the highest in US dollars for an hour.
+    """
     if not gpu.tflops:
         return None
     step = step_seconds(plan, gpu, lengths)
     setup = SETUP_SECONDS + weights(plan).base() / LOAD_BYTES_PER_SECOND
     likely = setup + steps * step
-    low, high = (setup + steps * step * factor for factor in BAND)
+    low, high = (setup + steps * step * factor for factor in BANDS[gpu.speed])
     cost = None
-    if gpu.price_per_hour_usd:
-        cheap, dear = gpu.price_per_hour_usd
-        cost = (low / 3600 * cheap, likely / 3600 * dear)
+    if prices is not None:
+        cost = (low / 3600 * prices[0], high / 3600 * prices[1])
     return Duration(
         seconds=(low, likely, high),
         step_seconds=step,
@@ -92,8 +104,7 @@ def micro_batch_seconds(plan: Plan, gpu: Gpu, tokens_per_row: float) -> float:
     kinds = layer_kinds(plan.architecture)
     kept = sum(kind.layers * kept_per_token(plan, kind) for kind in kinds)
     moved = again * plan.step.traffic * kept / bandwidth
-    elements, _ = quantized_elements(plan)
-    expanded = passes(plan) * 2.5 * elements / min(bandwidth, EXPANSION_LIMIT)
+    expanded = passes(plan) * 2.5 * weights(plan).elements / min(bandwidth, EXPANSION_LIMIT)
     launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
     each = products / rate + attention / (rate * ATTENTION_SHARE) + moved
     return tokens * each + expanded + launches

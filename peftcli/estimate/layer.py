@@ -72,20 +72,34 @@ def _of_text(architecture: Architecture) -> list[Linear]:
 
 def kept_per_token(plan: Plan, widths: Widths) -> float:
     """Bytes that a layer without checkpointing keeps, for each token of the micro-batch."""
+    return sum(kept_tensors(plan, widths).values())
+
+
+def kept_tensors(plan: Plan, widths: Widths) -> dict[str, float]:
+    """What a layer keeps from its forward pass to its backward pass, in bytes per token by name.
+
+    The one description of a layer's activations: all of memory and time follows from it.
+    """
     step, architecture = plan.step, plan.architecture
-    heads, kv_heads = architecture.heads, architecture.kv_heads
-    norms = stream_norms(architecture)
-    total = norms * (step.kept_norm * widths.hidden + 4) + 4 * heads
-    total += step.kept_query * widths.query + step.kept_key * widths.key
+    heads, norms = architecture.heads, stream_norms(architecture)
+    gate = step.kept_gated if widths.gated else step.kept_ungated
+    kept = {
+        "inputs of the norms": norms * (step.kept_norm * widths.hidden + 4),
+        "queries and attention output": step.kept_query * widths.query + 4 * heads,
+        "keys and values": step.kept_key * widths.key,
+        "feed-forward block": gate * widths.intermediate,
+        "inputs of adapters and trained norms": step.kept_other * widths.hidden,
+        "inputs of adapted linears": targets_kept(plan, widths),
+        "repeated keys, mask, scores": attention_kept(plan, widths),
+    }
     if has_query_norms(architecture):
-        total += step.kept_query_norm * (widths.query + widths.key) + 4 * (heads + kv_heads)
-    total += (step.kept_gated if widths.gated else step.kept_ungated) * widths.intermediate
-    total += step.kept_other * widths.hidden
+        both = step.kept_query_norm * (widths.query + widths.key)
+        kept["inputs of the query norms"] = both + 4 * (heads + architecture.kv_heads)
     if plan.trains_base:
-        total += 2 * widths.intermediate
+        kept["input of the down-projection"] = 2.0 * widths.intermediate
     if plan.bottleneck:
-        total += 2 * plan.sites * plan.bottleneck
-    return total + attention_kept(plan, widths) + targets_kept(plan, widths)
+        kept["bottlenecks"] = 2.0 * plan.sites * plan.bottleneck
+    return kept
 
 
 def attention_kept(plan: Plan, widths: Widths) -> float:
@@ -100,7 +114,10 @@ def attention_kept(plan: Plan, widths: Widths) -> float:
 
 
 def targets_kept(plan: Plan, widths: Widths) -> float:
-    """Inputs of the adapted linears of one layer, and what enters their second matrix."""
+    """Inputs of the adapted linears of one layer, and what enters their second matrix.
+
+    DoRA scales the outputs of base and update by trained numbers, and so keeps both.
+    """
     step = plan.step
     total, seen = 0.0, set()
     for target in plan.targets:
@@ -108,6 +125,7 @@ def targets_kept(plan: Plan, widths: Widths) -> float:
             continue
         writes = target.suffix in WRITERS
         total += step.kept_rank * plan.rank
+        total += step.kept_scaled * target.outputs if plan.magnitudes else 0.0
         each = step.kept_input + (step.kept_mask if plan.dropout else 0)
         if not step.inputs_shared:
             total += each * target.inputs

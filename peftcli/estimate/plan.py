@@ -28,6 +28,8 @@ class Plan:
     trains_base: bool = False
     trains_head: bool = False
     dropout: bool = False
+    magnitudes: bool = False
+    """DoRA: the length of each row of a weight is trained too."""
     adapter_bytes: int = 4
     """Bytes of one trained value and of its gradient."""
     base_bytes: int = 2

@@ -39,6 +39,10 @@ class StepModel:
     """Dropout mask of an adapted linear, per input element."""
     kept_rank: float = 2.0
     """What enters the second low-rank matrix, per unit of rank and adapted linear."""
+    kept_scaled: float = 4.0
+    """DoRA only: outputs of the base and of the update, per output element of adapted linears."""
+    peak_scaled: float = 6.0
+    """DoRA only: the whole update, scaled, and summed with the weight, per element of it."""
     kept_other: float = 0.0
     """Further bytes per hidden element and layer: inputs of trained norms and base weights."""
     stream: float = 2.0

@@ -1,6 +1,6 @@
 """The tuning methods; `AnyMethod` is what a recipe's `method` section can be."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -13,3 +13,22 @@ from peftcli.methods.qlora import Qlora
 METHODS: dict[str, type[Method]] = {"lora": Lora, "qlora": Qlora, "adapter": Adapter, "full": Full}
 
 AnyMethod = Annotated[Lora | Qlora | Adapter | Full, Field(discriminator="name")]
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lora": {"name": "lora"},
+    "dora": {"name": "lora", "use_dora": True},
+    "qlora": {"name": "qlora"},
+    "adapter": {"name": "adapter"},
+    "adapter, 4-bit": {"name": "adapter", "quantization": "nf4"},
+    "full": {"name": "full"},
+}
+"""What `estimate --compare` sets side by side, as `method` sections."""
+
+
+def changed(method: Method, keys: dict[str, Any]) -> Method:
+    """The method with other values; another `name` keeps the keys that both methods have."""
+    name = keys.get("name", type(method).model_fields["name"].default)
+    other = METHODS[name]
+    written = method.model_dump(exclude_unset=True)
+    kept = {key: value for key, value in written.items() if key in other.model_fields}
+    return other.model_validate(kept | {"name": name} | keys)

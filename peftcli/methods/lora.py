@@ -15,10 +15,12 @@ from pydantic import Field, model_validator
 from peftcli.architecture.families import family_of
 from peftcli.methods.base import (
     Conflict,
+    Footprint,
     Indices,
     Layers,
     Method,
     Names,
+    Thrift,
     layer_problem,
     tokens_problem,
     whole_parameters,
@@ -99,6 +101,23 @@ class LowRank(Method):
         return total + whole_parameters(
             architecture, self.modules_to_save, self.trainable_token_indices
         )
+
+    def footprint(self, architecture: Architecture) -> Footprint:
+        return Footprint(
+            trains_head="lm_head" in self.modules_to_save,
+            targets=tuple(self.targets(architecture)),
+            rank=self.rank,
+            dropout=self.dropout > 0,
+            magnitudes=self.use_dora,
+        )
+
+    def thriftier(self) -> list[Thrift]:
+        found = []
+        if self.use_dora:
+            found.append(Thrift({"use_dora": False}, "trains no magnitudes: plain LoRA"))
+        if self.rank >= 16:
+            found.append(Thrift({"rank": self.rank // 2}, "can learn less"))
+        return found
 
     def targets(self, architecture: Architecture) -> list[Linear]:
         """The linear modules that get an update, as groups."""
@@ -185,6 +204,10 @@ class Lora(LowRank):
 
     summary: ClassVar[str] = "two low-rank factors beside each linear layer of a 16-bit base"
     name: Literal["lora"] = "lora"
+
+    def thriftier(self) -> list[Thrift]:
+        text = "the base in 4 bits: slightly less exact, a little slower"
+        return [Thrift({"name": "qlora"}, text), *super().thriftier()]
 
 
 def _ends_with(path: str, names: tuple[str, ...]) -> bool:

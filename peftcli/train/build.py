@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from peft import PeftModel, initialize_lora_eva_weights
 from torch.utils.data import DataLoader
 from transformers import (
+    BitsAndBytesConfig,
     EarlyStoppingCallback,
     PreTrainedModel,
     PrinterCallback,
@@ -15,8 +17,8 @@ from transformers import (
     set_seed,
 )
 
-from peftcli.models import load_base, wrap
-from peftcli.recipe.schema import Recipe
+from peftcli.models import Device, load_base, wrap
+from peftcli.recipe.schema import Model, Recipe
 from peftcli.run_dir import RunDir
 from peftcli.train import attention
 from peftcli.train.batches import Batches, padded
@@ -27,8 +29,13 @@ from peftcli.train.monitor import Monitor
 from peftcli.train.setting import Setting
 from peftcli.train.trainer import RecipeTrainer
 
+LoadBase = Callable[[Model, Device, BitsAndBytesConfig | None, str | None], PreTrainedModel]
+"""What `load_base` does; measuring memory needs no real weights and brings its own."""
 
-def load_model(recipe: Recipe, setting: Setting) -> PreTrainedModel | PeftModel:
+
+def load_model(
+    recipe: Recipe, setting: Setting, load: LoadBase = load_base
+) -> PreTrainedModel | PeftModel:
     """The base on its device, with the recipe's untrained adapter around it."""
     set_seed(recipe.seed)
     limit = recipe.training.memory_limit_gib
@@ -37,11 +44,11 @@ def load_model(recipe: Recipe, setting: Setting) -> PreTrainedModel | PeftModel:
     method = recipe.method
     weights = replace(setting.device, dtype=method.weights_dtype(setting.device.dtype))
     attention.register()
-    base = load_base(
+    base = load(
         recipe.model,
         weights,
         method.quantization_config(setting.device.dtype),
-        attention=attention.NAME if setting.varlen else None,
+        attention.NAME if setting.varlen else None,
     )
     config = method.peft_config(setting.architecture)
     if config is None:

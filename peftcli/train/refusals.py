@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from textwrap import indent
 
 from peftcli.errors import InterruptedRun, NumericalError, ResourceError, UsageError
+from peftcli.estimate.result import Estimate
 from peftcli.events import Listener, Warned
 from peftcli.run_dir import RunDir
 from peftcli.train import checkpoints
@@ -26,7 +28,7 @@ def check_trackers(names: Sequence[str]) -> None:
 def refuse_what_cannot_fit(setting: Setting, tell: Listener, *, force: bool) -> None:
     """Raise ResourceError before the weights load when the estimate leaves no hope."""
     estimate = setting.estimate
-    if estimate is None or estimate.verdict != "does not fit":
+    if estimate is None or estimate.holds:
         return
     memory = estimate.memory
     text = (
@@ -36,8 +38,18 @@ def refuse_what_cannot_fit(setting: Setting, tell: Listener, *, force: bool) -> 
     if force:
         tell(Warned(f"--force: {text}"))
         return
-    ways = "; ".join(f"{x.line} (saves {x.saves_gib:.1f} GiB)" for x in estimate.changes)
-    raise ResourceError(text, f"write one of: {ways}; --force tries anyway")
+    raise ResourceError(text, f"{what_to_change(estimate)}; --force tries anyway")
+
+
+def what_to_change(estimate: Estimate) -> str:
+    """The changes that make it fit, or the largest cards where none does; in one line."""
+    single = [f"{x.line} (saves {x.saves_gib:.1f} GiB)" for x in estimate.changes]
+    if any(x.fits for x in estimate.changes):
+        return "write one of: " + "; ".join(single)
+    if estimate.paste:
+        return f"write all of:\n{indent(estimate.paste, '  ')}\n"
+    cards = ", ".join(card.name for card in estimate.other_gpus)
+    return f"no change of the recipe is enough; it fits {cards or 'no single card that we know'}"
 
 
 def out_of_memory(setting: Setting) -> ResourceError:
