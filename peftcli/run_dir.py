@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from peftcli.errors import ArtefactError, ResourceError, UsageError
+from peftcli.errors import ResourceError, UsageError
+from peftcli.untrusted import read_object
 
 Status = Literal["running", "interrupted", "failed", "finished"]
 
@@ -68,13 +69,7 @@ class RunDir:
         """run.json, or None where there is none; raises ArtefactError when it is damaged."""
         if not self.manifest.is_file():
             return None
-        try:
-            values = json.loads(self.manifest.read_text(encoding="utf-8"))
-        except ValueError:
-            values = None
-        if not isinstance(values, dict):
-            raise ArtefactError(f"{self.manifest}: damaged", "restore it, or use another `output`")
-        return values
+        return read_object(self.manifest, "restore it, or use another `output`")
 
     def write_manifest(self, values: dict[str, Any]) -> None:
         """Replace run.json at once."""

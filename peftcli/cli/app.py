@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +14,7 @@ from typer.core import TyperGroup
 
 from peftcli import __version__
 from peftcli.errors import ExitCode, PeftcliError
+from peftcli.privacy import go_offline, no_telemetry, redact
 
 
 class _Group(TyperGroup):
@@ -21,9 +24,9 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except PeftcliError as error:
-            print(f"error: {error.message}", file=sys.stderr)
+            print(redact(f"error: {error.message}"), file=sys.stderr)
             if error.hint:
-                print(f"hint: {error.hint}", file=sys.stderr)
+                print(redact(f"hint: {error.hint}"), file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print("\nstopped; nothing half-written is left", file=sys.stderr)
@@ -51,7 +54,17 @@ Overrides = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Download nothing.")]
+
+
+def _offline(wanted: bool) -> bool:
+    if wanted:  # before the libraries are imported, and for every process that is started
+        go_offline()
+    return wanted
+
+
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Download nothing.", callback=_offline)
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -66,6 +79,15 @@ def version(
 
 def main() -> None:
     """The console script."""
+    no_telemetry()
+    sys.excepthook = _bug
     # It complains on import about an optional kernel that is not needed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     app()
+
+
+def _bug(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """A traceback without the tokens that an error's text may hold."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
