@@ -131,7 +131,10 @@ def load_base(
     load_config(model)
     folder = base_folder(model)
     if folder is not None:
-        check_folder(folder)
+        try:
+            check_folder(folder)
+        except ArtefactError as error:
+            raise ArtefactError(f"model: {error.message}", error.hint) from None
     try:
         with _loading(model):
             base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(

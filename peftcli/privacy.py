@@ -1,4 +1,4 @@
-"""What leaves the machine and what reaches logs: no telemetry, no network when offline, no token."""
+"""What leaves the machine and reaches logs: no telemetry, nothing when offline, no token."""
 
 from __future__ import annotations
 

@@ -106,6 +106,13 @@ def open_run(path: Path, *, resume: bool, overwrite: bool) -> RunDir:
             f"output: {path} holds files of something else ({', '.join(sorted(foreign)[:3])})",
             "name an empty or new folder in `output`",
         )
+    for name in OWN_NAMES:
+        link = path / name
+        if link.is_symlink() and not link.resolve().is_relative_to(path.resolve()):
+            raise UsageError(
+                f"output: {link} is a link to {link.readlink()}, outside the run folder",
+                "remove the link; to keep runs on another disk, link the whole run folder",
+            )
     manifest = run.read_manifest()
     if manifest is not None and not overwrite:
         _refuse_second_run(run, str(manifest.get("status")), resume)

@@ -74,10 +74,12 @@ def check_adapter_config(name: str, config: Mapping[str, Any]) -> None:
     _check_modules(name, config)
     for key in (*SIZES, *SCALES):
         value = config.get(key)
-        for inner in value.values() if isinstance(value, dict) else [value]:
+        parts = value if isinstance(value, dict) else {"": value}
+        for part, inner in parts.items():
             if inner is not None and not _plausible(inner, key in SIZES):
+                shown = f"{key}.{part[:60]}" if part else key
                 raise ArtefactError(
-                    f"{name}: {key}: {str(inner)[:60]} in adapter_config.json is no value of a "
+                    f"{name}: {shown}: {str(inner)[:60]} in adapter_config.json is no value of a "
                     "trained adapter",
                     "restore the file from where the adapter came from",
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -43,8 +44,8 @@ def check_folder(folder: Path) -> None:
 
 def indexed_files(index: Path) -> list[str]:
     """The file names of an index, none of which leaves its folder."""
-    mapping = read_object(index, AGAIN).get("weight_map")
-    names = list(dict.fromkeys(mapping.values())) if _texts_only(mapping) else []
+    mapping: Any = read_object(index, AGAIN).get("weight_map")
+    names: list[str] = list(dict.fromkeys(mapping.values())) if _texts_only(mapping) else []
     if not names:
         raise ArtefactError(f"{index}: damaged: holds no weight_map of names", AGAIN)
     for name in names:
@@ -99,8 +100,7 @@ def _parsed(text: bytes, file: Path) -> dict[str, Any]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        seen: set[str] = set()
-        name = next(key for key, _ in pairs if key in seen or seen.add(key))
+        name = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise _Twice(f"the name {name[:80]!r} occurs twice")
     return values
 
@@ -112,7 +112,8 @@ def _check_entries(header: dict[str, Any], size: int, file: Path) -> int:
         shown = repr(name[:80])
         if not isinstance(entry, dict):
             _corrupt(file, f"{shown} is no map")
-        offsets, shape = entry.get("data_offsets"), entry.get("shape")
+        offsets: Any = entry.get("data_offsets")
+        shape: Any = entry.get("shape")
         if not _whole(offsets) or len(offsets) != 2:
             _corrupt(file, f"{shown} has no two offsets")
         if not _whole(shape) or len(shape) > MAX_SIDES:

@@ -62,9 +62,7 @@ def _offline(wanted: bool) -> bool:
     return wanted
 
 
-Offline = Annotated[
-    bool, typer.Option("--offline", help="Download nothing.", callback=_offline)
-]
+Offline = Annotated[bool, typer.Option("--offline", help="Download nothing.", callback=_offline)]
 
 
 @app.callback(invoke_without_command=True)
@@ -86,8 +84,6 @@ def main() -> None:
     app()
 
 
-def _bug(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
+def _bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A traceback without the tokens that an error's text may hold."""
     print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")

@@ -109,7 +109,8 @@ def _recipe(path: Path, output: Path | None) -> Target:
 
 def _adapter(folder: Path, output: Path | None, base: str | None) -> Target:
     values = read_object(folder / "adapter_config.json", "restore it from where it came from")
-    name, revision = values.get("base_model_name_or_path"), values.get("revision")
+    name: Any = values.get("base_model_name_or_path")
+    revision = values.get("revision")
     if base is None and not (isinstance(name, str) and name):
         raise UsageError(
             f"{folder}: does not say which base it was trained on", "name --base-model"
