@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -25,7 +26,13 @@ from peftcli.bundled import bundled
 from peftcli.errors import ArtefactError, ResourceError, UsageError
 from peftcli.privacy import go_offline as go_offline
 from peftcli.recipe.schema import Model
-from peftcli.untrusted import check_adapter_config, custom_code, foreign_kernel, read_object
+from peftcli.untrusted import (
+    check_adapter_config,
+    check_patterns,
+    custom_code,
+    foreign_kernel,
+    read_object,
+)
 from peftcli.weightfiles import check_folder
 
 # What a damaged file makes the libraries raise, torch's lack of memory apart.
@@ -183,7 +190,8 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """The base with a trained adapter; raises ArtefactError when the two do not belong together."""
     from peftcli.methods import bottleneck_tuner  # registers the method with PEFT
 
-    check_adapter(folder)
+    config = check_adapter(folder)
+    check_patterns(str(folder), config, [name for name, _ in base.named_modules()])
     try:
         return PeftModel.from_pretrained(base, str(folder), use_safetensors=True)
     except LOAD_ERRORS as error:
@@ -194,12 +202,13 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
         ) from None
 
 
-def check_adapter(folder: Path) -> None:
-    """Raise ArtefactError for an adapter folder that is damaged, pickled or names code to run."""
+def check_adapter(folder: Path) -> dict[str, Any]:
+    """Its adapter_config.json; raises ArtefactError for a folder that is damaged or holds code."""
     file = folder / "adapter_config.json"
     if not file.is_file():
         raise ArtefactError(f"{folder}: holds no adapter", "name a folder with adapter_config.json")
-    check_adapter_config(str(folder), read_object(file))
+    config = read_object(file)
+    check_adapter_config(str(folder), config)
     if not (folder / "adapter_model.safetensors").is_file():
         pickled = (folder / "adapter_model.bin").is_file()
         raise ArtefactError(
@@ -209,6 +218,7 @@ def check_adapter(folder: Path) -> None:
             "save the adapter with safetensors, PEFT's default",
         )
     check_folder(folder)
+    return config
 
 
 @contextmanager

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from peftcli.errors import ArtefactError
 
 MAX_JSON_BYTES = 64 << 20
 MAX_SIZE = 65_536
+PATTERN_SECONDS = 5.0
 AGAIN = "fetch the file again from where it came from"
 # Numbers in adapter_config.json that become sides of new tensors.
 SIZES = (
@@ -83,6 +89,61 @@ def check_adapter_config(name: str, config: Mapping[str, Any]) -> None:
                     "trained adapter",
                     "restore the file from where the adapter came from",
                 )
+
+
+def check_patterns(name: str, config: Mapping[str, Any], modules: Sequence[str]) -> None:
+    """Refuse regular expressions in an adapter_config.json that are broken, or search for ever."""
+    for key, pattern in _patterns(config):
+        reason = ""
+        try:
+            with _cpu_seconds(PATTERN_SECONDS):
+                compiled = re.compile(pattern)
+                for module in modules:
+                    compiled.fullmatch(module)
+        except re.error as error:
+            reason = f"no regular expression: {error}"
+        except (_TooSlow, RecursionError, OverflowError):
+            reason = "a regular expression that searches for ever"
+        if reason:
+            raise ArtefactError(
+                f"{name}: {key} in adapter_config.json is {reason}",
+                "restore the file from where the adapter came from",
+            )
+
+
+class _TooSlow(Exception):
+    pass
+
+
+@contextmanager
+def _cpu_seconds(limit: float) -> Iterator[None]:
+    """Raise _TooSlow after so much computing; in the main thread only, where signals arrive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise _TooSlow
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
+def _patterns(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What PEFT takes for a regular expression on module names."""
+    for key in ("target_modules", "exclude_modules", "target_parameters"):
+        if isinstance(config.get(key), str):
+            yield key, config[key]
+    for key in ("rank_pattern", "alpha_pattern"):
+        if isinstance(config.get(key), dict):
+            yield from ((key, rf"(.*\.)?({part})$") for part in config[key])
+    for text in _texts(config.get("layers_pattern")):
+        yield "layers_pattern", rf".*\.{text}\.(\d+)\."
 
 
 def _plausible(value: object, is_size: bool) -> bool:

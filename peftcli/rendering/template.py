@@ -84,7 +84,7 @@ class ChatTemplate:
         except (SecurityError, TooMuch) as error:
             raise ArtefactError(
                 f"the chat template ({self.source.origin}) was stopped: {error}",
-                "do not use a template or a tokenizer that you do not trust",
+                "do not trust it; `data.chat_template: plain` names another",
             ) from None
         except RecursionError:
             raise RenderError("the template nests too deeply") from None
