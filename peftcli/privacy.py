@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Sequence
 
 # Read by the libraries when they are imported.
 NO_TELEMETRY = {
@@ -49,12 +50,17 @@ def go_offline() -> None:
 
 def redact(text: str) -> str:
     """The text without tokens: neither those of the environment nor what looks like one."""
-    for name, value in os.environ.items():
-        if len(value) >= SHORTEST and SECRET_NAME.search(name):
-            text = text.replace(value, HIDDEN)
+    for value in secrets():
+        text = text.replace(value, HIDDEN)
     return SECRET.sub(HIDDEN, text)
 
 
-def holds_secret(text: str) -> bool:
-    """Whether there is a token or a password in `text`."""
-    return redact(text) != text
+def secrets() -> list[str]:
+    """The tokens and passwords of the environment."""
+    found = os.environ.items()
+    return [text for name, text in found if len(text) >= SHORTEST and SECRET_NAME.search(name)]
+
+
+def holds_secret(text: str, known: Sequence[str]) -> bool:
+    """Whether there is one of the known tokens in `text`, or what looks like one."""
+    return any(value in text for value in known) or SECRET.search(text) is not None

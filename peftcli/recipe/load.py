@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from peftcli.errors import RecipeError
-from peftcli.privacy import holds_secret
+from peftcli.privacy import holds_secret, secrets
 from peftcli.recipe.document import MAX_BYTES, Document, Path, dotted, override, read_document
 from peftcli.recipe.problems import problem_lines
 from peftcli.recipe.schema import Recipe
@@ -93,10 +93,11 @@ def leaves(values: BaseModel | dict[str, Any]) -> list[tuple[Path, Any]]:
 
 def _refuse_secrets(document: Document) -> None:
     """Recipes are copied into manifests and model cards, so no token may stand in one."""
+    known = secrets()
     found = [
         f"{_without_value(document.place(path))}: {dotted(path)}: this is a token or a password"
         for path, value in _every(document.values, ())
-        if value is not None and (holds_secret(str(value)) or _names_secret(path))
+        if value is not None and (holds_secret(str(value), known) or _names_secret(path))
     ]
     if found:
         raise RecipeError(
