@@ -45,7 +45,7 @@ class Answer:
 
 def peftcli(*arguments: str | Path) -> Answer:
     """The program in this process; a traceback becomes a failure of the test."""
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="peftcli")
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return Answer(done.exit_code, done.stdout, done.stderr)

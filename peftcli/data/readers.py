@@ -153,7 +153,9 @@ def _parquet(file: DataFile) -> Iterator[RawRow]:
                     yield RawRow(file.shown, next(number), row)
     except (ArrowException, OSError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise DataError(f"{file.shown}: not a readable Parquet file: {reason}") from None
+        raise DataError(
+            f"{file.shown}: not a readable Parquet file: {reason}", "copy the file again"
+        ) from None
 
 
 def _check_unpacked(metadata: Any, file: DataFile) -> None:

@@ -73,7 +73,10 @@ def read_document(text: str, name: str) -> Document:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         hint = " (indent with spaces, not tabs)" if "'\\t'" in str(error.problem) else ""
-        raise RecipeError(f"{where}: not YAML: {error.problem}{hint}") from None
+        raise RecipeError(
+            f"{where}: not YAML: {error.problem}{hint}",
+            "mend that place; brackets and quotes must close, and sections indent alike",
+        ) from None
     except yaml.YAMLError as error:  # characters that YAML forbids
         raise RecipeError(f"{name}: not YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:
@@ -135,9 +138,9 @@ def _refuse_tags(text: str, name: str) -> None:
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
             if documents > 1:
-                raise RecipeError(f"{place}: a second document; a recipe is one document")
+                raise RecipeError(f"{place}: a second document", "write one document a file")
         if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag:
-            raise RecipeError(f"{place}: YAML tag `{event.tag}` is not allowed; remove it")
+            raise RecipeError(f"{place}: YAML tag `{event.tag}` is not allowed", "remove it")
 
 
 class _Builder:

@@ -102,7 +102,8 @@ def _file(name: str, base_dir: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise DataError(
-            f"data.chat_template: {name} cannot be read: {error}",
+            f"data.chat_template: {name} cannot be read: {reason}",
             f"write one of {', '.join(NAMED)}, or the path of a .jinja file",
         ) from None
