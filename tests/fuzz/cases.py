@@ -156,3 +156,11 @@ CASES: dict[str, st.SearchStrategy[bytes]] = {
     | VALUES.map(_yaml)
     | st.binary(max_size=100),
 }
+
+HEADER = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+GOOD: dict[str, list[bytes]] = {
+    "recipes": [_yaml(RECIPE), _lines(RECIPE)],
+    "rows": [bytes([kind]) + content for kind in range(6) for content in ROWS],
+    "headers": [struct.pack("<Q", len(HEADER)) + HEADER + b"\0" * 8],
+    "adapters": [_yaml(ADAPTER)],
+}
