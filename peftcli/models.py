@@ -275,6 +275,11 @@ def _unloadable(model: Model, error: Exception) -> ArtefactError | UsageError:
             f"model: {model.name} needs Python code of its own, which was not run: {code}",
             "read that code first; `model: {name: ..., trust_remote_code: true}` runs it",
         )
+    if "backend tokenizer" in text and Path(locate(model)).is_dir():
+        return ArtefactError(
+            f"model: {model.name} holds no tokenizer that can be read",
+            "put tokenizer.json and tokenizer_config.json beside its config.json",
+        )
     if "safetensors" in text and Path(locate(model)).is_dir():
         return ArtefactError(
             f"model: {model.name} holds no intact safetensors weights: {text[:200]}",
