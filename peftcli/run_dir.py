@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from peftcli.errors import ArtefactError, ResourceError, UsageError
+from peftcli.errors import ResourceError, UsageError
+from peftcli.untrusted import read_object
 
 Status = Literal["running", "interrupted", "failed", "finished"]
 
@@ -68,13 +69,7 @@ class RunDir:
         """run.json, or None where there is none; raises ArtefactError when it is damaged."""
         if not self.manifest.is_file():
             return None
-        try:
-            values = json.loads(self.manifest.read_text(encoding="utf-8"))
-        except ValueError:
-            values = None
-        if not isinstance(values, dict):
-            raise ArtefactError(f"{self.manifest}: damaged", "restore it, or use another `output`")
-        return values
+        return read_object(self.manifest, "restore it, or use another `output`")
 
     def write_manifest(self, values: dict[str, Any]) -> None:
         """Replace run.json at once."""
@@ -111,6 +106,13 @@ def open_run(path: Path, *, resume: bool, overwrite: bool) -> RunDir:
             f"output: {path} holds files of something else ({', '.join(sorted(foreign)[:3])})",
             "name an empty or new folder in `output`",
         )
+    for name in OWN_NAMES:
+        link = path / name
+        if link.is_symlink() and not link.resolve().is_relative_to(path.resolve()):
+            raise UsageError(
+                f"output: {link} is a link to {link.readlink()}, outside the run folder",
+                "remove the link; to keep runs on another disk, link the whole run folder",
+            )
     manifest = run.read_manifest()
     if manifest is not None and not overwrite:
         _refuse_second_run(run, str(manifest.get("status")), resume)

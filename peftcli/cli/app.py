@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +15,7 @@ from typer.core import TyperGroup
 
 from peftcli import __version__
 from peftcli.errors import ExitCode, PeftcliError
+from peftcli.privacy import go_offline, no_telemetry, redact
 
 
 class _Group(TyperGroup):
@@ -22,9 +25,9 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except PeftcliError as error:
-            print(f"error: {error.message}", file=sys.stderr)
+            print(redact(f"error: {error.message}"), file=sys.stderr)
             if error.hint:
-                print(f"hint: {error.hint}", file=sys.stderr)
+                print(redact(f"hint: {error.hint}"), file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             print("\nstopped; nothing half-written is left", file=sys.stderr)
@@ -52,7 +55,15 @@ Overrides = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Download nothing.")]
+
+
+def _offline(wanted: bool) -> bool:
+    if wanted:  # before the libraries are imported, and for every process that is started
+        go_offline()
+    return wanted
+
+
+Offline = Annotated[bool, typer.Option("--offline", help="Download nothing.", callback=_offline)]
 
 
 @app.callback(invoke_without_command=True)
@@ -67,8 +78,15 @@ def version(
 
 def main() -> None:
     """The console script."""
+    no_telemetry()
+    sys.excepthook = _bug
     # It complains on import about an optional kernel that is not needed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Else pydantic reads the metadata of every installed package before the first recipe.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     app()
+
+
+def _bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback without the tokens that an error's text may hold."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")

@@ -8,7 +8,8 @@ from pathlib import Path
 from peftcli.architecture.catalog import find_model, nearest_names
 from peftcli.architecture.config import Architecture, read_architecture
 from peftcli.bundled import bundled
-from peftcli.errors import UsageError
+from peftcli.errors import ArtefactError, UsageError
+from peftcli.untrusted import custom_code
 
 
 def find_architecture(
@@ -60,6 +61,10 @@ def known_architecture(name: str) -> Architecture | None:
         return find_architecture(name)
     except UsageError:
         return None
+    except ArtefactError:
+        if custom_code(Path(name).expanduser()):  # loading it names the code that it needs
+            return None
+        raise
 
 
 def cached_config(hub_id: str) -> Path | None:

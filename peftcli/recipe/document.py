@@ -18,6 +18,7 @@ Path = tuple[str | int, ...]
 MAX_BYTES = 1_000_000
 MAX_VALUES = 10_000  # after aliases are expanded
 MAX_DEPTH = 32
+MAX_EVENTS = 4 * MAX_VALUES  # before that; reading YAML is slow
 
 
 @dataclass
@@ -72,7 +73,10 @@ def read_document(text: str, name: str) -> Document:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         hint = " (indent with spaces, not tabs)" if "'\\t'" in str(error.problem) else ""
-        raise RecipeError(f"{where}: not YAML: {error.problem}{hint}") from None
+        raise RecipeError(
+            f"{where}: not YAML: {error.problem}{hint}",
+            "mend that place; brackets and quotes must close, and sections indent alike",
+        ) from None
     except yaml.YAMLError as error:  # characters that YAML forbids
         raise RecipeError(f"{name}: not YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:
@@ -121,16 +125,22 @@ def override(document: Document, text: str) -> None:
 
 
 def _refuse_tags(text: str, name: str) -> None:
-    documents = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    documents = depth = 0
+    for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
         mark = event.start_mark
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        if number > MAX_EVENTS:
+            raise RecipeError(f"{place}: more than {MAX_VALUES:,} values; a recipe is short")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH + 1:
+            raise RecipeError(f"{place}: nested deeper than {MAX_DEPTH} levels")
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
             if documents > 1:
-                raise RecipeError(f"{place}: a second document; a recipe is one document")
+                raise RecipeError(f"{place}: a second document", "write one document a file")
         if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag:
-            raise RecipeError(f"{place}: YAML tag `{event.tag}` is not allowed; remove it")
+            raise RecipeError(f"{place}: YAML tag `{event.tag}` is not allowed", "remove it")
 
 
 class _Builder:

@@ -22,6 +22,7 @@ from peftcli.train.hub import check_upload, upload
 from peftcli.train.interruption import Interruption
 from peftcli.train.manifest import describe
 from peftcli.train.monitor import Monitor, peak_memory_gib
+from peftcli.train.pickles import check_states
 from peftcli.train.plot import plot_losses
 from peftcli.train.publish import publish
 from peftcli.train.quiet import quiet_libraries
@@ -126,6 +127,8 @@ def _train(
     if options.resume:
         resume.check_unchanged(folder, manifest, force=options.force, tell=tell)
         checkpoint = checkpoints.newest(folder.checkpoints, lambda text: tell(Warned(text)))
+        if checkpoint is not None:
+            check_states(checkpoint)
         tell(Note(f"resuming from {checkpoint.name}" if checkpoint else "starting from step 0"))
     folder.write_manifest(manifest)
     write_atomic(folder.recipe, recipe_text(recipe))
