@@ -21,7 +21,7 @@ LAYERS = (
     ("recipe",),
     ("methods", "data", "rendering", "metrics"),
     ("architecture", "overlap"),
-    ("events", "bundled"),
+    ("events", "bundled", "lock"),
     ("errors", "__init__"),
 )
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "numpy", "pyarrow", "matplotlib")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -67,8 +69,14 @@ def version(
 
 def main() -> None:
     """The console script."""
+    signal.signal(signal.SIGTERM, _terminated)
     # It complains on import about an optional kernel that is not needed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Else pydantic reads the metadata of every installed package before the first recipe.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     app()
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does; a run has a handler of its own."""
+    raise KeyboardInterrupt

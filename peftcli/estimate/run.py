@@ -43,8 +43,11 @@ def run(
     rows: Rows | None = None,
     architecture: Architecture | None = None,
     reserved_gib: float = 0.0,
+    advise: bool = False,
 ) -> Estimate:
     """Estimate a recipe on a GPU of which others take `reserved_gib`.
+
+    Changes are listed where it does not fit, and always with `advise`.
 
     Without `architecture` the model is looked for on this machine and in the catalog. Raises
     UsageError for an unknown model and ArtefactError for a broken config.json.
@@ -61,7 +64,7 @@ def run(
         lengths = replace(lengths, rows=rows.count)
     plan = choose(plans, gpu, reserved, lengths) or smallest(plans)
     state = verdict(plan, gpu, reserved)
-    advice = () if state == "fits" else changes(plan, gpu, reserved)
+    advice = () if state == "fits" and not advise else changes(plan, gpu, reserved)
     others = () if state == "fits" else gpus_that_fit(plan)[:3]
     return Estimate(
         model=recipe.model.name,

@@ -20,6 +20,7 @@ from peftcli.train import checkpoints
 from peftcli.train.batches import Batches, model_inputs
 from peftcli.train.fast.model import FastModel
 from peftcli.train.flat import FlatParameters
+from peftcli.train.health import Health
 from peftcli.train.kernels import attention_kernels
 from peftcli.train.unlogged import Unlogged
 
@@ -40,6 +41,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         keep_checkpoints: int,
         check_interruption: Callable[[], None],
         batches: Batches,
+        health: Health,
     ) -> None:
         self.fast: FastModel | None = None
         self.kernels = "plain layers"
@@ -49,6 +51,8 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         self._multipliers = learning_rate_multipliers
         self._keep = keep_checkpoints
         self._check_interruption = check_interruption
+        self._health = health
+        self.unevaluated = False
         self._staging: Path | None = None
         super().__init__(
             model=model,
@@ -145,6 +149,20 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             self.log(logs, start_time)
         self.state.global_step, self.state.epoch = now
 
+    def _run_epoch(self, **inputs: Any) -> None:
+        """Nothing, when a resumed run was at its end already."""
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**inputs)
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        """Clip, and drop a gradient that the optimizer must not use."""
+        norm: torch.Tensor = super()._clip_grad_norm(model)
+        if not self._health.admits(self.state.global_step + 1, float(self._tr_loss), float(norm)):
+            model.zero_grad(set_to_none=True)
+        return norm
+
     def evaluation_loop(
         self,
         dataloader: DataLoader[Any],
@@ -200,9 +218,11 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             if best:
                 self.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
                 self.state.save_to_json(str(written / "trainer_state.json"))
+            if self.unevaluated:
+                (written / checkpoints.UNEVALUATED).touch()
             checkpoints.publish(written, folder / f"checkpoint-{step}")
         finally:
             shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
             self.args.save_total_limit = limit
-        checkpoints.rotate(folder, self._keep, self.state.best_global_step)
+        checkpoints.rotate(folder, self._keep, self.state.best_global_step, step)
