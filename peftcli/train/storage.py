@@ -40,7 +40,7 @@ def disk_errors(folder: RunDir) -> Iterator[None]:
     """Turn what a disk refuses into a ResourceError that says how to go on."""
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except BaseException as error:  # tokenizers raises the plain Exception for a full disk
         found = _number(error, folder.path)
         if found is None:
             raise
@@ -72,15 +72,17 @@ def check_space(folder: RunDir, needed: int) -> None:
         )
 
 
-def _number(error: Exception, folder: Path) -> int | None:
+def _number(error: BaseException, folder: Path) -> int | None:
     """The error number of a disk's refusal; None for an error of another kind."""
     if isinstance(error, OSError):
         return error.errno or errno.EIO
+    if not isinstance(error, SafetensorError | RuntimeError) and type(error) is not Exception:
+        return None
     text = str(error)
     told = re.search(r"os error (\d+)", text)
     if told:
         return int(told[1])
-    if isinstance(error, SafetensorError) or not any(mark in text for mark in TORCH_WRITER):
+    if not isinstance(error, RuntimeError) or not any(mark in text for mark in TORCH_WRITER):
         return None
     full = shutil.disk_usage(folder).free < NEARLY_FULL
     return errno.ENOSPC if full else errno.EIO

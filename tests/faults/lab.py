@@ -71,6 +71,7 @@ class Lab:
 
     def __init__(self, folder: Path, shim: Path | None) -> None:
         self.folder = folder
+        self.counts = shim is not None
         environment = os.environ | {
             "PYTHONPATH": str(ROOT),
             "PEFTCLI_CACHE": str(folder / "cache"),
