@@ -13,7 +13,7 @@ from peftcli.train.trainer import RecipeTrainer
 
 
 def probe_memory(trainer: RecipeTrainer) -> None:
-    """Forward and backward through the longest rows; raises what a step that does not fit raises.
+    """Forward and backward through a step of the longest rows; raises what such a step raises.
 
     Parameters, gradients, optimizer, counters and random numbers are left as they were.
     """
@@ -23,9 +23,7 @@ def probe_memory(trainer: RecipeTrainer) -> None:
     ballast = _optimizer_states(trainer)
     try:
         rows = longest(trainer.train_dataset, trainer.args.per_device_train_batch_size)
-        for _ in range(min(2, trainer.args.gradient_accumulation_steps)):
-            batch = trainer.data_collator(list(rows))
-            trainer.training_step(model, batch, (batch["labels"] != -100).sum())
+        trainer.training_step(model, trainer.data_collator(list(rows)))
         model.zero_grad(set_to_none=True)
         if trainer.eval_dataset is not None:
             rows = longest(trainer.eval_dataset, trainer.args.per_device_eval_batch_size)
