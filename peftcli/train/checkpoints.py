@@ -10,9 +10,13 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+
+from safetensors import SafetensorError
 
 from peftcli.errors import ArtefactError
 from peftcli.run_dir import publish_folder, remove_folder, write_atomic
@@ -73,6 +77,18 @@ def verify(checkpoint: Path) -> str | None:
             return f"{name} is not as PyTorch writes it: it is compressed"
     foreign = found - expected.keys()
     return f"{min(foreign)} does not belong to it" if foreign else None
+
+
+@contextmanager
+def loading(checkpoint: str | Path | None) -> Iterator[None]:
+    """Turn what PyTorch refuses to load into an ArtefactError, without its advice to load it."""
+    try:
+        yield
+    except (UnpicklingError, SafetensorError, EOFError, KeyError, ValueError, TypeError) as error:
+        raise ArtefactError(
+            f"{checkpoint}: holds what must not or cannot be loaded ({type(error).__name__})",
+            "remove this checkpoint; --resume then goes on from the one before it",
+        ) from None
 
 
 def rotate(folder: Path, keep: int, best_step: int | None, newest_step: int | None = None) -> None:

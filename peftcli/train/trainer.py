@@ -91,6 +91,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         """Forward and backward of every micro-batch; the step's mean loss per trained token."""
         if not model.training:
             model.train()
+        self._tr_loss.zero_()  # logged already; transformers subtracts it from itself, NaN stays
         total = torch.zeros((), device=self.args.device)
         # A fill runs on the GPU; a copy of the number would wait for it.
         items = torch.full((), float(max(1, inputs["trained_tokens"])), device=self.args.device)
@@ -199,6 +200,20 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             return float(self.fast.loss(batch, torch.ones((), device=self.args.device)))
         outputs = model(**model_inputs(batch), use_cache=False, fused_lm_head=True)
         return -float(outputs.log_probs.double().sum())
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
+    ) -> None:
+        with checkpoints.loading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with checkpoints.loading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with checkpoints.loading(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or self.args.output_dir)

@@ -96,7 +96,9 @@ class Lab:
         below: Path | None = None,
         send: Send | None = None,
         limits: dict[str, int] | None = None,
-        seconds: float = 120.0,
+        seconds: float = 300.0,
+        stdout: str = "",
+        umask: int = 0o022,
     ) -> Outcome:
         """`peftcli ARGUMENTS` in a fork; operations are counted below the folder `below`."""
         order = {
@@ -107,6 +109,8 @@ class Lab:
             "send": asdict(send) if send else None,
             "limits": limits or {},
             "seconds": seconds,
+            "stdout": stdout,
+            "umask": umask,
             "log": str(self.folder / "log"),
         }
         assert self._server.stdin is not None
@@ -203,11 +207,13 @@ def _child(order: dict[str, Any], own: Any, log: Path) -> None:
     try:
         for stream, number in ((".out", 1), (".err", 2)):
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            descriptor = os.open(log.with_suffix(stream), flags, 0o644)
+            path = order["stdout"] if number == 1 else ""
+            descriptor = os.open(path or log.with_suffix(stream), flags, 0o644)
             os.dup2(descriptor, number)
             os.close(descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.setsid()
+        os.umask(order["umask"])
         os.chdir(order["cwd"])
         _limit(order["limits"])
         fault = order["fault"]

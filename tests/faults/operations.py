@@ -16,7 +16,9 @@ def check_operation(lab: Lab, scene: Scene, fault: Fault) -> None:
     broken = lab.run("train", recipe, "--json", cwd=scene.folder, fault=fault, below=output)
     where = f"{fault}: exit {broken.code}, signal {broken.signal}\n{broken.errors}"
     assert "Traceback" not in broken.errors, where
-    if fault.action in ("kill", "tear"):
+    if fault.action == "terminate":
+        assert broken.code in (0, 75), where
+    elif fault.action in ("kill", "tear"):
         assert broken.signal == signal.SIGKILL or broken.code == 0, where
     else:
         assert broken.code in (0, 3), where
