@@ -73,9 +73,9 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **_: Any,
     ) -> None:
+        # An evaluation that is due raises at its first batch, and a resume makes up for it.
         if self.received is not None:
             control.should_save = True
-            control.should_evaluate = False
             control.should_training_stop = True
 
     def on_log(

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
@@ -98,9 +98,14 @@ class Lab:
         limits: dict[str, int] | None = None,
         seconds: float = 300.0,
         stdout: str = "",
+        meanwhile: tuple[str, Callable[[], object]] | None = None,
         umask: int = 0o022,
     ) -> Outcome:
-        """`peftcli ARGUMENTS` in a fork; operations are counted below the folder `below`."""
+        """`peftcli ARGUMENTS` in a fork; operations are counted below the folder `below`.
+
+        `meanwhile` is done here as soon as a text stands in the output.
+        """
+        (self.folder / "log.out").write_text("")
         order = {
             "arguments": list(arguments),
             "cwd": str(cwd),
@@ -117,10 +122,20 @@ class Lab:
         assert self._server.stdout is not None
         self._server.stdin.write(json.dumps(order) + "\n")
         self._server.stdin.flush()
+        if meanwhile is not None:
+            self._meanwhile(*meanwhile, seconds)
         line = self._server.stdout.readline()
         if not line:
             raise RuntimeError("the lab itself ended")
         return Outcome(**json.loads(line))
+
+    def _meanwhile(self, seen: str, act: Callable[[], object], seconds: float) -> None:
+        output, until = self.folder / "log.out", time.monotonic() + seconds
+        while seen not in (output.read_text(errors="replace") if output.exists() else ""):
+            if time.monotonic() > until:
+                raise RuntimeError(f"{seen} was never seen")
+            time.sleep(0.002)
+        act()
 
     def close(self) -> None:
         """End the process."""
