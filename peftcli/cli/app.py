@@ -22,12 +22,19 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except PeftcliError as error:
             print(f"error: {error.message}", file=sys.stderr)
             if error.hint:
                 print(f"hint: {error.hint}", file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the end of the process writes once more
+            place = error.filename or "standard output"
+            print(f"error: {place}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+            raise typer.Exit(ExitCode.RESOURCES) from None
         except KeyboardInterrupt:
             print("\nstopped; nothing half-written is left", file=sys.stderr)
             raise typer.Exit(ExitCode.INTERRUPTED) from None

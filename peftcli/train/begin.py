@@ -19,6 +19,7 @@ from peftcli.recipe.schema import Model, Recipe
 from peftcli.run_dir import RunDir, write_atomic
 from peftcli.train import checkpoints, resume
 from peftcli.train.attempt import with_rows
+from peftcli.train.belong import check_belongs
 from peftcli.train.build import count_trained, load_model
 from peftcli.train.manifest import describe
 from peftcli.train.probe import state_bytes
@@ -55,6 +56,7 @@ def begin(
         rows = int(before["plan"]["micro_batch_size"])
         setting = replace(setting, plan=with_rows(setting.plan, rows))
     identity = identify(recipe.model)
+    check_belongs(recipe.model, setting, base_folder(recipe.model))
     model = load_model(recipe, setting)
     if identity is None:  # the hub gave it just now
         identity = identify(recipe.model)

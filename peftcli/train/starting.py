@@ -41,6 +41,7 @@ class Starting(TrainerCallback):  # type: ignore[misc]
             state.best_model_checkpoint = str(best)
         if self.trainer is None:
             return
+        self.trainer.model.train()  # a base loads for evaluation: no checkpointing, no NEFTune
         if self.probe and state.global_step < state.max_steps:
             probe_memory(self.trainer)
             self.tell(Note(f"the longest batch fits: peak {peak_memory_gib():.2f} GiB"))

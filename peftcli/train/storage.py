@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -24,7 +24,7 @@ TORCH_WRITER = (
     "open file",
     "unexpected pos",
 )
-NEARLY_FULL = 1 << 20
+PROBE_BYTES = 1 << 20
 HINTS = {
     errno.ENOSPC: "free disk space",
     errno.EDQUOT: "free disk space, or ask for a larger quota",
@@ -84,5 +84,17 @@ def _number(error: BaseException, folder: Path) -> int | None:
         return int(told[1])
     if not isinstance(error, RuntimeError) or not any(mark in text for mark in TORCH_WRITER):
         return None
-    full = shutil.disk_usage(folder).free < NEARLY_FULL
-    return errno.ENOSPC if full else errno.EIO
+    return _asked(folder)
+
+
+def _asked(folder: Path) -> int:
+    """What the disk says to another file, where a library kept the reason to itself."""
+    probe = folder / ".staging-probe"
+    try:
+        probe.write_bytes(bytes(PROBE_BYTES))
+    except OSError as error:
+        return error.errno or errno.EIO
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return errno.EIO

@@ -27,6 +27,8 @@ class Scene:
     metrics: list[tuple[int, str]]
     operations: int
     seconds: float
+    size: int
+    """Bytes of the run folder, in whole pages."""
 
     def output(self) -> Path:
         """A new run folder's path."""
@@ -37,6 +39,7 @@ class Scene:
         values: dict[str, Any] = {**self.values, "output": str(output)}
         for name, change in changes.items():
             both = isinstance(values.get(name), dict) and isinstance(change, dict)
+            both = both and "name" not in change  # another method has other keys
             values[name] = {**values[name], **change} if both else change
         file = self.folder / f"{output.name}.yaml"
         file.write_text(yaml.safe_dump(values))
@@ -60,12 +63,19 @@ def make_scene(lab: Lab, folder: Path, steps: int = 2, every: int = 1) -> Scene:
         "training": {"max_steps": steps, "batch_size": 2, "save_steps": every},
         "evaluation": {"steps": every},
     }
-    empty = Scene(folder, values, "", [], 0, 0.0)
+    empty = Scene(folder, values, "", [], 0, 0.0, 0)
     output = empty.output()
     outcome = lab.run("train", empty.recipe(output), "--json", cwd=folder, below=output)
     assert outcome.code == 0, outcome.errors
+    sizes = [path.lstat().st_size for path in output.rglob("*")]
     return Scene(
-        folder, values, adapter(output), steps_of(output), outcome.operations, outcome.seconds
+        folder,
+        values,
+        adapter(output),
+        steps_of(output),
+        outcome.operations,
+        outcome.seconds,
+        sum(-(-size // 4096) * 4096 for size in sizes),
     )
 
 

@@ -14,6 +14,17 @@ from faults.scene import Scene, again, steps_of
 from peftcli.train import checkpoints
 
 STEPS, STOP = 6, 3
+RISING: dict[str, Any] = {  # a rate at which the held-out loss is best at the start
+    "training": {
+        "max_steps": 4,
+        "save_steps": 1,
+        "keep_checkpoints": 9,
+        "learning_rate": 0.1,
+        "schedule": "constant",
+        "warmup": 0,
+    },
+    "evaluation": {"steps": 1},
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora with dropout": {"method": {"name": "lora", "rank": 4, "dropout": 0.2}},
     "dora": {"method": {"name": "lora", "rank": 4, "use_dora": True}},
