@@ -78,6 +78,7 @@ def attempt(
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold the activations
+        trainer._log_finished(0.0, leave=0)
     finally:
         monitor.close()
     return RanOut(trainer.state.global_step, _rescued(trainer, folder, checkpoint, starting.whole))

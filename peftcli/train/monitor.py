@@ -142,7 +142,9 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        if state.global_step >= state.max_steps:  # the last step is always looked at and kept
+        if self.health.failure:
+            self._stop(control)
+        elif state.global_step >= state.max_steps:  # the last step is always looked at and kept
             control.should_evaluate = args.do_eval
             control.should_save = True
 
@@ -164,9 +166,12 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         for text in self.health.told():
             self.tell(Warned(text))
         if self.health.failure:
-            control.should_training_stop = True
-            control.should_save = False
-            control.should_evaluate = False
+            self._stop(control)
+
+    def _stop(self, control: TrainerControl) -> None:
+        control.should_training_stop = True
+        control.should_save = False
+        control.should_evaluate = False
 
     def _remember(self, line: dict[str, Any]) -> None:
         """A line of the part of the run that was before a resume."""

@@ -162,6 +162,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         norm: torch.Tensor = super()._clip_grad_norm(model)
         if not self._health.admits(self.state.global_step + 1, float(self._tr_loss), float(norm)):
             model.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def evaluation_loop(
