@@ -77,6 +77,7 @@ class Lab:
             "PEFTCLI_CACHE": str(folder / "cache"),
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
+            "HF_DEACTIVATE_ASYNC_LOAD": "1",  # new threads in a fork trip an assertion of PyTorch
         }
         if shim is not None:
             environment["LD_PRELOAD"] = str(shim)
