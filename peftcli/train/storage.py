@@ -54,6 +54,8 @@ def disk_errors(folder: RunDir) -> Iterator[None]:
 def how_to_go_on(folder: RunDir) -> str:
     """What starts a run again that has stopped."""
     saved = max(checkpoints.steps(folder.checkpoints), default=0)
+    if (folder.read_manifest() or {}).get("status") == "finished":
+        return "the run itself is finished"
     if saved:
         return f"the same command with --resume goes on from checkpoint-{saved}"
     if folder.manifest.is_file():
