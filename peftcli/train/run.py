@@ -218,6 +218,8 @@ def _ended(
         peak_memory_gib=peak_memory_gib(),
         tokens_per_second=monitor.tokens_per_second(step),
     )
+    with suppress(OSError):  # what could not be removed at its time
+        sweep(folder)
     _finish(folder, ground.manifest, "finished", result=done)
     return done
 
