@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from peftcli.events import Listener
+from peftcli.events import Listener, Note
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import RunDir
 from peftcli.train import checkpoints, rng
@@ -66,6 +66,7 @@ def attempt(
     monitor = Monitor(folder.metrics, tell, tokens_per_step(setting), health)
     starting = Starting(checkpoint, tell, probe=probe)
     trainer = build_trainer(recipe, setting, folder, model, monitor, interruption, health)
+    tell(Note(trainer.kernels))
     trainer.add_callback(starting)
     starting.trainer = trainer
     try:

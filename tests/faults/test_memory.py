@@ -218,7 +218,7 @@ def test_the_message_says_where_memory_went_and_what_to_change(
     base_model: Path, rows: Path, tmp_path: Path
 ) -> None:
     loaded = recipe(base_model, rows, tmp_path / "run", checkpointing="none")
-    setting = settle(loaded)
+    setting = settle(loaded, lambda event: None)
     wide = load_config(loaded.recipe.model).to_dict()
     wide |= {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24}
     estimate = estimate_run(
