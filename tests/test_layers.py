@@ -21,7 +21,7 @@ LAYERS = (
     ("recipe",),
     ("methods", "data", "rendering", "metrics"),
     ("architecture", "overlap"),
-    ("events", "bundled", "weightfiles"),
+    ("events", "bundled", "weightfiles", "lock"),
     ("untrusted", "privacy"),
     ("errors", "__init__"),
 )

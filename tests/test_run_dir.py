@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from peftcli.errors import ArtefactError, ResourceError, UsageError
-from peftcli.run_dir import RunDir, clear, locked, open_run, publish_folder, write_atomic
+from peftcli.lock import alive, holder
+from peftcli.run_dir import (
+    RunDir,
+    clear,
+    locked,
+    open_run,
+    publish_folder,
+    sweep,
+    write_atomic,
+)
 
 
 def finished(folder: Path) -> RunDir:
@@ -97,6 +108,45 @@ def test_two_runs_on_one_folder(tmp_path: Path) -> None:
         other.kill()
     with locked(run):  # the lock of a dead process holds nobody back
         assert str(run.lock.read_text()).startswith("process ")
+
+
+def test_the_lock_of_a_process_that_is_gone(tmp_path: Path) -> None:
+    """Whatever the file says: the process is gone, or its number belongs to another one now."""
+    run, own, host = finished(tmp_path / "run"), os.getpid(), socket.gethostname()
+    for owner in (
+        f"process {own} on {host}, started 1",  # this very number, of an earlier process
+        f"process 999999999 on {host}, started 5",
+        "process 1 on elsewhere, started 5",
+        "half a li",
+        "",
+    ):
+        assert not alive(owner)
+        run.lock.write_text(owner)
+        assert holder(run.lock) is None
+        with locked(run):
+            owner = run.lock.read_text().strip()
+            assert owner.startswith(f"process {own} on {host}, started ")
+            assert alive(owner)
+
+
+def test_a_folder_in_use_is_said_to_be_so_before_anything_else(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    with locked(run), pytest.raises(ResourceError, match="in use by process"):
+        open_run(run.path, resume=False, overwrite=True)
+
+
+def test_what_a_killed_process_had_begun_is_swept(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    run.checkpoints.mkdir()
+    for name in (".staging-adapter", ".staging-old-adapter", "checkpoints/.staging-checkpoint"):
+        (run.path / name).mkdir()
+        (run.path / name / "half").write_text("x")
+    for name in (".staging-run.json", ".staging-metrics.jsonl", ".staging-probe"):
+        (run.path / name).write_text("half")
+    (run.path / ".staging-merged").mkdir()  # somebody else's
+    sweep(run)
+    left = {str(path.relative_to(run.path)) for path in run.path.rglob("*")}
+    assert left == {"run.json", "checkpoints", ".staging-merged"}
 
 
 def test_publishing_replaces_a_folder_and_leaves_no_rest(tmp_path: Path) -> None:

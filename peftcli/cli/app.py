@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -23,12 +24,19 @@ class _Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except PeftcliError as error:
             print(redact(f"error: {error.message}"), file=sys.stderr)
             if error.hint:
                 print(redact(f"hint: {error.hint}"), file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the end of the process writes once more
+            place = error.filename or "standard output"
+            print(f"error: {place}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+            raise typer.Exit(ExitCode.RESOURCES) from None
         except KeyboardInterrupt:
             print("\nstopped; nothing half-written is left", file=sys.stderr)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
@@ -80,6 +88,7 @@ def main() -> None:
     """The console script."""
     no_telemetry()
     sys.excepthook = _bug
+    signal.signal(signal.SIGTERM, _terminated)
     # It complains on import about an optional kernel that is not needed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Else pydantic reads the metadata of every installed package before the first recipe.
@@ -90,3 +99,8 @@ def main() -> None:
 def _bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """A traceback without the tokens that an error's text may hold."""
     print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does; a run has a handler of its own."""
+    raise KeyboardInterrupt

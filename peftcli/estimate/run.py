@@ -77,8 +77,11 @@ def run(
     architecture: Architecture | None = None,
     reserved_gib: float = 0.0,
     price: float | None = None,
+    always_advise: bool = False,
 ) -> Estimate:
     """Estimate a recipe on a GPU of which others take `reserved_gib`, at `price` USD an hour.
+
+    Changes are listed where it does not fit, and always with `always_advise`.
 
     Without `architecture` the model is looked for on this machine and in the catalog. Raises
     UsageError for an unknown model and ArtefactError for a broken config.json.
@@ -90,7 +93,7 @@ def run(
     plan = choose(plans, gpu, question.reserved, lengths) or smallest(plans)
     state = verdict(plan, gpu, question.reserved)
     advice, word = NOTHING, str(state)
-    if state != "fits":
+    if state != "fits" or always_advise:
         advice = advise(recipe, question.plans, Card(gpu, question.reserved))
     if state == "does not fit" and advice.together:
         word = "fits with changes"

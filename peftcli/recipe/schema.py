@@ -214,8 +214,12 @@ class Training(Section):
     """Use at most this much of the GPU, where others work on it too; all when absent."""
     report_to: Annotated[tuple[Tracker, ...], Strict(False)] = ()
     """Experiment trackers that also receive the metrics."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """Whether a loss or gradient that is not finite, or exploded, stops the run or its step."""
     max_nonfinite_steps: int = Field(3, ge=1)
-    """Stop after this many steps in a row whose loss or gradient is not finite."""
+    """With `skip`, stop after this many steps in a row whose loss or gradient is not finite."""
+    on_oom: Literal["stop", "shrink"] = "stop"
+    """Out of memory: stop, or go on from the last step with half the rows at a time."""
 
     @field_validator("micro_batch_size")
     @classmethod

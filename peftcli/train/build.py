@@ -10,7 +10,6 @@ from peft import PeftModel, initialize_lora_eva_weights
 from torch.utils.data import DataLoader
 from transformers import (
     BitsAndBytesConfig,
-    EarlyStoppingCallback,
     PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
@@ -23,9 +22,11 @@ from peftcli.run_dir import RunDir
 from peftcli.train import attention
 from peftcli.train.batches import Batches, padded
 from peftcli.train.config import sft_config
+from peftcli.train.health import Health
 from peftcli.train.interruption import Interruption
 from peftcli.train.kernels import fast_model
 from peftcli.train.monitor import Monitor
+from peftcli.train.patience import Patience
 from peftcli.train.setting import Setting
 from peftcli.train.trainer import RecipeTrainer
 
@@ -69,13 +70,14 @@ def build_trainer(
     model: PreTrainedModel | PeftModel,
     monitor: Monitor,
     interruption: Interruption,
+    health: Health,
 ) -> RecipeTrainer:
     """The trainer of this run; trained parameters are float32 whatever the base is."""
     callbacks: list[TrainerCallback] = [monitor, interruption]
     patience = recipe.evaluation.early_stopping
     if patience is not None:
         threshold = recipe.evaluation.early_stopping_threshold
-        callbacks.append(EarlyStoppingCallback(patience, threshold))
+        callbacks.append(Patience(patience, threshold))
     packed_by_mask = setting.plan.packing and not setting.varlen
     batches = Batches(
         setting.tokenizer.pad_token_id,
@@ -95,6 +97,7 @@ def build_trainer(
         keep_checkpoints=recipe.training.keep_checkpoints,
         check_interruption=interruption.check,
         batches=batches,
+        health=health,
     )
     trainer.remove_callback(PrinterCallback)
     for parameter in trainer.model.parameters():

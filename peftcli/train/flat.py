@@ -15,15 +15,16 @@ class FlatParameters:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._views: list[tuple[nn.Parameter, Tensor]] = []
-        self._gradients: list[Tensor] = []
+        self._gradients: list[tuple[nn.Parameter, Tensor]] = []
         for group in optimizer.param_groups:
             if group["params"]:
                 group["params"] = [self._flatten(group["params"])]
 
     def attach_gradients(self) -> None:
         """Zero all gradients and let the backward pass add to the flat ones."""
-        for gradient in self._gradients:
+        for flat, gradient in self._gradients:
             gradient.zero_()
+            flat.grad = gradient  # gone when the last step was left out
         for parameter, view in self._views:
             parameter.grad = view
 
@@ -37,5 +38,5 @@ class FlatParameters:
             self._views.append((parameter, gradient[start:end].view(parameter.shape)))
             start = end
         flat.grad = gradient
-        self._gradients.append(gradient)
+        self._gradients.append((flat, gradient))
         return flat

@@ -24,10 +24,12 @@ from transformers import (
 from peftcli.architecture.shapes import Architecture
 from peftcli.data.report import DataReport, SplitReport
 from peftcli.dataset import Prepared
+from peftcli.estimate.result import Rows
 from peftcli.models import Device, load_base
 from peftcli.recipe.checks import rows_apart
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import RunDir
+from peftcli.train.attempt import health_of
 from peftcli.train.build import LoadBase, build_trainer, load_model
 from peftcli.train.interruption import Interruption
 from peftcli.train.monitor import Monitor
@@ -139,9 +141,10 @@ def measure(
     with tempfile.TemporaryDirectory() as name:
         folder = RunDir(Path(name))
         interruption = Interruption(lambda event: None)
-        monitor = Monitor(folder.metrics, lambda event: None, 1.0, steps + 1)
+        health = health_of(setting.recipe, device)
+        monitor = Monitor(folder.metrics, lambda event: None, 1.0, health)
         trainer = build_trainer(
-            setting.recipe, setting.setting, folder, model, monitor, interruption
+            setting.recipe, setting.setting, folder, model, monitor, interruption, health
         )
         trainer.add_callback(counter)  # after the monitor, which asks for a checkpoint at the end
         del model
@@ -206,7 +209,10 @@ def _setting(
         estimate=None,
         trainable=recipe.method.trainable_parameters(architecture),
         varlen=apart,
+        max_length=shape.tokens_per_row,
         longest=shape.tokens_per_row,
+        seen=recipe,
+        rows=Rows(len(rows), shape.tokens_per_row, float(shape.tokens_per_row)),
     )
     return _Run(recipe, setting)
 

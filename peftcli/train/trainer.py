@@ -20,6 +20,7 @@ from peftcli.train import checkpoints
 from peftcli.train.batches import Batches, model_inputs
 from peftcli.train.fast.model import FastModel
 from peftcli.train.flat import FlatParameters
+from peftcli.train.health import Health
 from peftcli.train.kernels import attention_kernels
 from peftcli.train.unlogged import Unlogged
 
@@ -40,6 +41,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         keep_checkpoints: int,
         check_interruption: Callable[[], None],
         batches: Batches,
+        health: Health,
     ) -> None:
         self.fast: FastModel | None = None
         self.kernels = "plain layers"
@@ -49,6 +51,8 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         self._multipliers = learning_rate_multipliers
         self._keep = keep_checkpoints
         self._check_interruption = check_interruption
+        self._health = health
+        self.unevaluated = False
         self._staging: Path | None = None
         super().__init__(
             model=model,
@@ -87,6 +91,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         """Forward and backward of every micro-batch; the step's mean loss per trained token."""
         if not model.training:
             model.train()
+        self._tr_loss.zero_()  # logged already; transformers subtracts it from itself, NaN stays
         total = torch.zeros((), device=self.args.device)
         # A fill runs on the GPU; a copy of the number would wait for it.
         items = torch.full((), float(max(1, inputs["trained_tokens"])), device=self.args.device)
@@ -145,6 +150,21 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             self.log(logs, start_time)
         self.state.global_step, self.state.epoch = now
 
+    def _run_epoch(self, **inputs: Any) -> None:
+        """Nothing, when a resumed run was at its end already."""
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**inputs)
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        """Clip, and drop a gradient that the optimizer must not use."""
+        norm: torch.Tensor = super()._clip_grad_norm(model)
+        if not self._health.admits(self.state.global_step + 1, float(self._tr_loss), float(norm)):
+            model.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
     def evaluation_loop(
         self,
         dataloader: DataLoader[Any],
@@ -182,6 +202,20 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         outputs = model(**model_inputs(batch), use_cache=False, fused_lm_head=True)
         return -float(outputs.log_probs.double().sum())
 
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
+    ) -> None:
+        with checkpoints.loading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with checkpoints.loading(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with checkpoints.loading(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or self.args.output_dir)
 
@@ -200,9 +234,11 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             if best:
                 self.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
                 self.state.save_to_json(str(written / "trainer_state.json"))
+            if self.unevaluated:
+                (written / checkpoints.UNEVALUATED).touch()
             checkpoints.publish(written, folder / f"checkpoint-{step}")
         finally:
             shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
             self.args.save_total_limit = limit
-        checkpoints.rotate(folder, self._keep, self.state.best_global_step)
+        checkpoints.rotate(folder, self._keep, self.state.best_global_step, step)

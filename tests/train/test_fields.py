@@ -119,6 +119,8 @@ TRAINING_ELSEWHERE = {
     "memory_limit_gib": "tests/train/test_gpu.py::test_a_run_keeps_to_its_memory_limit",
     "keep_checkpoints": "tests/train/test_checkpoints.py::test_rotation_keeps_best_and_newest",
     "max_nonfinite_steps": "tests/train/test_run.py::test_numbers_that_blow_up_stop_the_run",
+    "on_nonfinite": "tests/faults/test_numbers.py::test_a_poisoned_row",
+    "on_oom": "tests/faults/test_memory.py::test_shrinking_goes_on_from_the_last_step",
 }
 EVALUATION_VALUES: dict[str, Any] = {"steps": 3, "batch_size": 3, "keep_best": False}
 EVALUATION_ELSEWHERE = {
