@@ -94,7 +94,7 @@ def build_trainer(
         if parameter.requires_grad:  # TRL rounds adapters on a 4-bit base to bfloat16
             parameter.data = parameter.data.float()
     if setting.varlen and recipe.training.kernels == "auto":
-        trainer.fast, trainer.kernels = fast_model(trainer.model)
+        trainer.fast, trainer.kernels = fast_model(trainer.model, setting.plan.checkpointing)
     return trainer
 
 

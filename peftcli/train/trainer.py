@@ -45,6 +45,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         self.kernels = "plain layers"
         """What the step runs on, in words."""
         self._flat: FlatParameters | None = None
+        self._in_train_mode = False  # PEFT's wrapper says so of itself before its base is
         self._unlogged: list[Unlogged] = []
         self._multipliers = learning_rate_multipliers
         self._keep = keep_checkpoints
@@ -85,8 +86,9 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Forward and backward of every micro-batch; the step's mean loss per trained token."""
-        if not model.training:
+        if not self._in_train_mode:  # a walk over all modules, so not at every step
             model.train()
+            self._in_train_mode = True
         total = torch.zeros((), device=self.args.device)
         # A fill runs on the GPU; a copy of the number would wait for it.
         items = torch.full((), float(max(1, inputs["trained_tokens"])), device=self.args.device)
