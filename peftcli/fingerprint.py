@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from peftcli.errors import ArtefactError
 from peftcli.untrusted import read_json
-from peftcli.weightfiles import read_header
+from peftcli.weightfiles import INDEX, indexed_files, read_header
 
 FILE_NAME = "base_fingerprint.json"
 SAMPLE_BYTES = 64
@@ -37,6 +37,8 @@ class Fingerprint:
 
 def fingerprint(folder: Path) -> Fingerprint:
     """Fingerprint the safetensors files of a model folder; raises ArtefactError."""
+    if (folder / INDEX).is_file():
+        indexed_files(folder / INDEX)
     files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
     if not files:
         raise ArtefactError(

@@ -49,7 +49,7 @@ def indexed_files(index: Path) -> list[str]:
     if not names:
         raise ArtefactError(f"{index}: damaged: holds no weight_map of names", AGAIN)
     for name in names:
-        if Path(name).name != name or name in ("", ".", ".."):
+        if Path(name).name != name or name in ("", ".", "..") or "\0" in name:
             raise ArtefactError(
                 f"{index}: damaged: points to {name[:80]!r}, outside its folder",
                 "do not trust this model; download it again",

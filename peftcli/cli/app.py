@@ -23,6 +23,7 @@ class _Group(TyperGroup):
     """Turns errors that a user can mend into one message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        sys.excepthook = _bug  # here, because Typer puts its own in place before this
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -35,7 +36,8 @@ class _Group(TyperGroup):
         except OSError as error:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the end of the process writes once more
             place = error.filename or "standard output"
-            print(f"error: {place}: {(error.strerror or str(error)).lower()}", file=sys.stderr)
+            text = f"error: {place}: {(error.strerror or str(error)).lower()}"
+            print(redact(text), file=sys.stderr)
             raise typer.Exit(ExitCode.RESOURCES) from None
         except KeyboardInterrupt:
             print("\nstopped; nothing half-written is left", file=sys.stderr)
@@ -87,7 +89,6 @@ def version(
 def main() -> None:
     """The console script."""
     no_telemetry()
-    sys.excepthook = _bug
     signal.signal(signal.SIGTERM, _terminated)
     # It complains on import about an optional kernel that is not needed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

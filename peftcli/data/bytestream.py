@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader, RawIOBase
-from pathlib import Path
 from typing import BinaryIO, NoReturn, cast
 
 from peftcli.data.rows import DataFile
@@ -18,7 +17,7 @@ BOM = b"\xef\xbb\xbf"
 HEAD = 4096
 # Text packs ten times, the most repetitive fifty times; zeros and bombs a thousand times.
 MAX_RATIO = 200
-RATIO_FROM = 256 << 20
+RATIO_FROM = 16 << 20
 # First bytes of a file -> what it is and what to do.
 MAGIC = {
     b"version https://git-lfs": ("a git-lfs pointer, not the data", "run `git lfs pull`"),
@@ -41,7 +40,8 @@ def open_data(file: DataFile) -> Iterator[BinaryIO]:
             handle: BinaryIO = stack.enter_context(open(file.path, "rb"))
             if file.packed:
                 unpacked = stack.enter_context(gzip.GzipFile(fileobj=handle))
-                handle = cast(BinaryIO, BufferedReader(_Bounded(unpacked, file), 1 << 16))
+                bounded = _Bounded(unpacked, handle, file)
+                handle = cast(BinaryIO, BufferedReader(bounded, 1 << 16))
             head = handle.read(HEAD)
             check_head(head, file)
             handle.seek(len(BOM) if head.startswith(BOM) else 0)
@@ -53,11 +53,10 @@ def open_data(file: DataFile) -> Iterator[BinaryIO]:
 
 
 class _Bounded(RawIOBase):
-    """Unpacked bytes, refused when they become too many for the size of the file."""
+    """Unpacked bytes, refused when they become too many for what was read of the file."""
 
-    def __init__(self, unpacked: gzip.GzipFile, file: DataFile) -> None:
-        self.unpacked, self.file = unpacked, file
-        self.most = max(RATIO_FROM, MAX_RATIO * Path(file.path).stat().st_size)
+    def __init__(self, unpacked: gzip.GzipFile, packed: BinaryIO, file: DataFile) -> None:
+        self.unpacked, self.packed, self.file = unpacked, packed, file
 
     def readable(self) -> bool:
         return True
@@ -74,7 +73,7 @@ class _Bounded(RawIOBase):
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         data = self.unpacked.read1(len(buffer))
         buffer[: len(data)] = data
-        if self.unpacked.tell() > self.most:
+        if self.unpacked.tell() > max(RATIO_FROM, MAX_RATIO * self.packed.tell()):
             raise DataError(
                 f"{self.file.shown}: unpacks to more than {MAX_RATIO} times its size",
                 "this is no text; unpack it yourself if you trust it",

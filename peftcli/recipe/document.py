@@ -138,9 +138,9 @@ def _refuse_tags(text: str, name: str) -> None:
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
             if documents > 1:
-                raise RecipeError(f"{place}: a second document", "write one document a file")
+                raise RecipeError(f"{place}: a second document; a recipe is one document")
         if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag:
-            raise RecipeError(f"{place}: YAML tag `{event.tag}` is not allowed", "remove it")
+            raise RecipeError(f"{place}: YAML tag `{event.tag}` is not allowed; remove it")
 
 
 class _Builder:
@@ -162,6 +162,7 @@ class _Builder:
             return self._mapping(node, path, depth)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*path, i), depth + 1) for i, item in enumerate(node.value)]
+        _check_characters(node.value, place)
         return _scalar(node)
 
     def _mapping(self, node: yaml.MappingNode, path: Path, depth: int) -> dict[str, Any]:
@@ -175,6 +176,7 @@ class _Builder:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise RecipeError(f"{place}: a key must be a word")
             key = str(key_node.value)
+            _check_characters(key, place)
             if key in values:
                 self.document.problems.append(
                     f"{place}: {dotted((*path, key))}: written twice in the same section; "
@@ -197,6 +199,15 @@ class _Builder:
     def _place(self, node: yaml.Node) -> str:
         mark = node.start_mark
         return f"{self.document.name}:{mark.line + 1}:{mark.column + 1}"
+
+
+def _check_characters(text: str, place: str) -> None:
+    """Escapes can write halves of characters, which no file can hold."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise RecipeError(
+            f"{place}: holds half of a surrogate pair (\\ud800 to \\udfff)",
+            "write the character itself",
+        )
 
 
 def _scalar(node: yaml.Node) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 from typing import Any
@@ -48,13 +49,14 @@ ODD = st.sampled_from(
         *([], {}, [[]], [{}], {"": ""}, {"name": []}, [None], [1, "a"]),
     ]
 )
-VALUES = st.recursive(
+NESTED = st.recursive(
     ODD | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: (
         st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
     ),
     max_leaves=8,
 )
+VALUES = NESTED.map(copy.deepcopy)  # the odd lists and maps are shared, and cases change them
 
 
 @st.composite

@@ -1,4 +1,4 @@
-"""A few hundred cases for each target, and every case that once found something."""
+"""A few hundred cases for each target, and the cases that once found something."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SEEDS = sorted((Path(__file__).parent / "seeds").iterdir())
 
 @pytest.mark.parametrize("seed", SEEDS, ids=lambda path: path.name)
 def test_seeds(seed: Path, tmp_path: Path) -> None:
-    """`TARGET.what-it-was`: each of them once raised something else than a PeftcliError."""
+    """`TARGET.what-it-is`: what once ended in a traceback, and its neighbours."""
     (tmp_path / "case").mkdir()
     check_target(seed.name.partition(".")[0], seed.read_bytes(), tmp_path / "case")
 

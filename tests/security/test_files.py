@@ -183,11 +183,11 @@ DATA = {
     "row.csv": (lambda: b"a,b\n" + b"1," * (20 * MEBI), "fields"),
     "row.tsv": (lambda: b"a\tb\n" + b"1\t" * (20 * MEBI), "fields"),
     "quote.csv": (lambda: b'a,b\n"' + b"x\n" * (10 * MEBI), "read 0"),
-    "zeros.jsonl.gz": (lambda: bomb(b"\0" * MEBI, 1000), "NUL"),
-    "space.jsonl.gz": (lambda: bomb(b" " * MEBI, 1000), "refused"),
-    "empty.txt.gz": (lambda: bomb(b"a" + b"\n" * MEBI, 1000), "unpacks to more than 200 times"),
-    "rows.jsonl.gz": (lambda: bomb(LINE * 30_000, 1000), "unpacks to more than 200 times"),
-    "line.txt.gz": (lambda: bomb(b"a" * MEBI, 1000), "longer than 64 MiB"),
+    "zeros.jsonl.gz": (lambda: bomb(b"\0" * MEBI, 200), "or no text"),
+    "space.jsonl.gz": (lambda: bomb(b" " * MEBI, 200), "refused"),
+    "empty.txt.gz": (lambda: bomb(b"a" + b"\n" * MEBI, 200), "unpacks to more than 200 times"),
+    "rows.jsonl.gz": (lambda: bomb(LINE * 30_000, 200), "unpacks to more than 200 times"),
+    "line.txt.gz": (lambda: bomb(b"a" * MEBI, 200), "unpacks to more than 200 times"),
 }
 
 

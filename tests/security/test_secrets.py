@@ -100,10 +100,16 @@ def test_tracebacks_show_no_token(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
     assert HUB not in done.stderr + done.stdout
-    bug = code.replace(f"1 / len('{HUB}'[99:])", f"open('/no/{HUB}')")
+    bug = code.replace(f"1 / len('{HUB}'[99:])", f"int('{HUB}')")
     done = subprocess.run([sys.executable, "-c", bug], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "/no/***" in done.stderr
+    assert "ValueError: invalid literal for int() with base 10: '***'" in done.stderr
+    assert HUB not in done.stderr
+    absent = code.replace(f"1 / len('{HUB}'[99:])", f"open('/no/{HUB}')")
+    command = [sys.executable, "-c", absent]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert "/no/***: no such file" in done.stderr
     assert HUB not in done.stderr
 
 
