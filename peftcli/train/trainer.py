@@ -125,7 +125,8 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> None:
         """On a GPU, a step's figures are read while the next step runs, not before it starts."""
         if self.control.should_log and tr_loss.is_cuda:
-            step, rate = self.state.global_step, learning_rate or self._get_learning_rate()
+            step = self.state.global_step
+            rate = self._get_learning_rate() if learning_rate is None else learning_rate
             self._unlogged.append(Unlogged(step, self.state.epoch, rate, tr_loss, grad_norm))
             tr_loss.zero_()
             self._globalstep_last_logged = step

@@ -133,6 +133,27 @@ def test_fused_and_plain_steps_learn_the_same(train: Train, name: str) -> None:
     assert curves[0] == pytest.approx(curves[1], rel=2e-3)
 
 
+@pytest.mark.parametrize("kernels", ["auto", "plain"])
+def test_checkpointing_keeps_less_and_learns_the_same(train: Train, kernels: str) -> None:
+    """What autograd keeps is counted where it keeps it; layers must really be computed again."""
+    kept, losses = {}, {}
+    for mode in ("none", "full"):
+        sizes: list[int] = []
+
+        def count(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        events: list[Event] = []
+        training = {"max_steps": 2, "checkpointing": mode, "kernels": kernels}
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            train(training=training, options=Options(overwrite=True), events=events)
+        kept[mode] = sum(sizes)
+        losses[mode] = [event.loss for event in events if isinstance(event, Step)]
+    assert losses["full"] == pytest.approx(losses["none"], rel=1e-6)
+    assert kept["full"] < 0.8 * kept["none"]
+
+
 def test_the_best_checkpoint_is_published_and_kept(train: Train) -> None:
     events: list[Event] = []
     result = train(

@@ -148,7 +148,7 @@ def _full_rows(q: Tensor, k: Tensor, v: Tensor, rows: int, scale: float) -> Tens
 
 def _replace_forward(fast: FastLayer, checkpointing: bool) -> None:
     def forward(_: nn.Module, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        if checkpointing and torch.is_grad_enabled():  # transformers wraps the forward it knows
+        if checkpointing and torch.is_grad_enabled():
             made: Tensor = checkpoint(fast.forward, hidden_states, use_reentrant=False, **kwargs)
             return made
         return fast.forward(hidden_states, **kwargs)
