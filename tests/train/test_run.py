@@ -133,6 +133,16 @@ def test_fused_and_plain_steps_learn_the_same(train: Train, name: str) -> None:
     assert curves[0] == pytest.approx(curves[1], rel=2e-3)
 
 
+def test_dropout_is_active_from_the_first_step(train: Train) -> None:
+    curves = []
+    for dropout in (0.0, 0.5):
+        events: list[Event] = []
+        method = {"name": "lora", "rank": 4, "dropout": dropout}
+        train(method=method, options=Options(overwrite=True), events=events)
+        curves.append([event.grad_norm for event in events if isinstance(event, Step)])
+    assert curves[0][0] != pytest.approx(curves[1][0], rel=1e-3)
+
+
 @pytest.mark.parametrize("kernels", ["auto", "plain"])
 def test_checkpointing_keeps_less_and_learns_the_same(train: Train, kernels: str) -> None:
     """What autograd keeps is counted where it keeps it; layers must really be computed again."""
