@@ -83,6 +83,9 @@ def build_trainer(
     plan = setting.plan
     if fast is not None:  # fused layers recompute themselves; twice would be once too often
         plan = replace(plan, checkpointing=False)
+    eval_rows = batches.micro_batch_size
+    if not packed_by_mask:
+        eval_rows = recipe.evaluation.batch_size or eval_rows
     trainer = RecipeTrainer(
         model=model,
         args=sft_config(recipe, plan, setting.device, folder),
@@ -94,6 +97,7 @@ def build_trainer(
         keep_checkpoints=recipe.training.keep_checkpoints,
         check_interruption=interruption.check,
         batches=batches,
+        eval_batches=replace(batches, micro_batch_size=eval_rows),
     )
     trainer.remove_callback(PrinterCallback)
     for parameter in trainer.model.parameters():

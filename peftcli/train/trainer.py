@@ -40,7 +40,9 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         keep_checkpoints: int,
         check_interruption: Callable[[], None],
         batches: Batches,
+        eval_batches: Batches,
     ) -> None:
+        self._batches, self._eval_batches = batches, eval_batches
         self.fast: FastModel | None = None
         self.kernels = "plain layers"
         """What the step runs on, in words."""
@@ -79,6 +81,15 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             self._flat = FlatParameters(optimizer)
         return optimizer
 
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader[Any]:
+        """Held-out rows, as many at a time as `evaluation.batch_size` says."""
+        self.data_collator = self._eval_batches
+        try:
+            loader: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
+            return loader
+        finally:
+            self.data_collator = self._batches
+
     def training_step(
         self,
         model: torch.nn.Module,
@@ -96,8 +107,10 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             self._flat.attach_gradients()
         if self.fast is not None:
             self.fast.refresh()
+        parts = self._prepare_inputs(inputs)["micro_batches"]
+        self.current_gradient_accumulation_steps = len(parts)  # TRL divides a router's loss by it
         with attention_kernels(), self.maybe_activation_offload_context:
-            for batch in self._prepare_inputs(inputs)["micro_batches"]:
+            for batch in parts:
                 with self.compute_loss_context_manager():
                     loss = self._micro_loss(model, batch, items)
                 self.accelerator.backward(loss)
@@ -160,14 +173,13 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        loss_sum, tokens, rows = 0.0, 0, 0
+        loss_sum, tokens = 0.0, 0
         if self.fast is not None:
             self.fast.refresh()
         for step in dataloader:
             self._check_interruption()
             tokens += step["trained_tokens"]
             for batch in self._prepare_inputs(step)["micro_batches"]:
-                rows += len(batch["input_ids"])
                 with torch.no_grad(), self.compute_loss_context_manager():
                     loss_sum += self._loss_sum(model, batch)
         model.train(was_training)
@@ -176,7 +188,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             predictions=None,
             label_ids=None,
             metrics={f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_tokens": tokens},
-            num_samples=rows,
+            num_samples=len(self.eval_dataset),
         )
 
     def _loss_sum(self, model: torch.nn.Module, batch: dict[str, Any]) -> float:
