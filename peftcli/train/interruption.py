@@ -21,7 +21,7 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
     def __init__(self, tell: Listener) -> None:
         self.tell = tell
         self.received: str | None = None
-        self._stepping = False
+        self._stepping = self._unannounced = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -39,6 +39,13 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
         self.received = signal.Signals(number).name
         if not self._stepping:
             raise KeyboardInterrupt
+        try:
+            self._announce()
+        except RuntimeError:  # it came while an event was being written, which is not reentrant
+            self._unannounced = True
+
+    def _announce(self) -> None:
+        self._unannounced = False
         self.tell(Note(f"{self.received}: finishing this step and saving; once more to stop now"))
 
     def check(self) -> None:
@@ -62,6 +69,8 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **_: Any,
     ) -> None:
+        if self._unannounced:
+            self._announce()
         if self.received is not None:
             control.should_save = True
             control.should_evaluate = False
