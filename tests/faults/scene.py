@@ -41,6 +41,8 @@ class Scene:
             both = isinstance(values.get(name), dict) and isinstance(change, dict)
             both = both and "name" not in change  # another method has other keys
             values[name] = {**values[name], **change} if both else change
+        if values["data"]["eval"] is None:
+            del values["evaluation"]
         file = self.folder / f"{output.name}.yaml"
         file.write_text(yaml.safe_dump(values))
         return str(file)

@@ -102,15 +102,15 @@ def test_a_folder_that_may_not_be_written(exact: Lab, scene: Scene, number: int)
     check_same_result(scene, output)
 
 
-def test_output_and_checkpoints_on_other_disks(lab: Lab, scene: Scene) -> None:
-    """Each folder is written beside its own place, so no rename crosses a border."""
+def test_an_output_on_another_disk(lab: Lab, scene: Scene) -> None:
+    """Everything is written aside within the run folder, so no rename crosses a border."""
     output, elsewhere = scene.output(), scene.folder / "elsewhere"
-    with disk(output, "50m"), disk(elsewhere, "50m"):  # type: ignore[attr-defined]
-        (output / "checkpoints").symlink_to(elsewhere)
+    with disk(elsewhere, "50m"):  # type: ignore[attr-defined]
+        output.symlink_to(elsewhere)
         done = lab.run("train", scene.recipe(output), "--json", cwd=scene.folder)
         assert done.code == 0, done.errors
         check_same_result(scene, output)
-        assert len(checkpoints.steps(elsewhere)) == 2
+        assert len(checkpoints.steps(elsewhere / "checkpoints")) == 2
 
 
 @pytest.mark.parametrize("number", [2, 200, 420])

@@ -226,7 +226,7 @@ def test_the_message_says_where_memory_went_and_what_to_change(
         find_gpu("RTX 4090"),
         rows=Rows(40, 64, 40.0),
         architecture=architecture_from(wide, "wide"),
-        advise=True,
+        always_advise=True,
     )
     assert estimate.verdict == "fits"  # it was wrong, so it still has to say what to change
     error = out_of_memory(setting, RunDir(tmp_path / "run"), 6, replace(estimate))

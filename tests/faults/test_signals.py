@@ -117,7 +117,7 @@ def test_while_tokenising(lab: Lab, scene: Scene) -> None:
 def test_a_second_ctrl_c_ends_at_once(lab: Lab, scene: Scene) -> None:
     """The step that runs is given up, and what was complete stays complete."""
     output = scene.output()
-    slow = {"max_steps": 40, "batch_size": 384, "micro_batch_size": 8, "save_steps": 1}
+    slow = {"max_steps": 40, "batch_size": 128, "micro_batch_size": 8, "save_steps": 1}
     changes = {"training": slow, "data": {"train": "bundled:quickstart.train", "eval": None}}
     send = Send(signal.SIGINT, seen='"event": "saved", "step": 1,', after=0.2, again=0.2)
     recipe = scene.recipe(output, **changes)
