@@ -86,9 +86,18 @@ def build_trainer(
         longest=setting.longest,
         apart=setting.varlen or setting.plan.packing,
     )
+    fast, kernels = None, "plain layers"
+    if setting.varlen and recipe.training.kernels == "auto":
+        fast, kernels = fast_model(model, setting.plan.checkpointing)
+    plan = setting.plan
+    if fast is not None:  # fused layers recompute themselves; twice would be once too often
+        plan = replace(plan, checkpointing=False)
+    eval_rows = batches.micro_batch_size
+    if not packed_by_mask:
+        eval_rows = recipe.evaluation.batch_size or eval_rows
     trainer = RecipeTrainer(
         model=model,
-        args=sft_config(recipe, setting.plan, setting.device, folder),
+        args=sft_config(recipe, plan, setting.device, folder),
         train_dataset=setting.train.with_format("numpy"),
         eval_dataset=None if setting.eval is None else setting.eval.with_format("numpy"),
         tokenizer=setting.tokenizer,
@@ -98,13 +107,13 @@ def build_trainer(
         check_interruption=interruption.check,
         batches=batches,
         health=health,
+        eval_batches=replace(batches, micro_batch_size=eval_rows),
     )
     trainer.remove_callback(PrinterCallback)
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:  # TRL rounds adapters on a 4-bit base to bfloat16
             parameter.data = parameter.data.float()
-    if setting.varlen and recipe.training.kernels == "auto":
-        trainer.fast, trainer.kernels = fast_model(trainer.model)
+    trainer.fast, trainer.kernels = fast, kernels
     return trainer
 
 

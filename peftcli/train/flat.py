@@ -2,9 +2,12 @@
 
 bitsandbytes launches a kernel and waits for the GPU once for each parameter, and pages only states
 of 100,000 values and more. Over one flat tensor that is one launch, one wait, and all of it paged.
+States in 8 bits are quantised in blocks that then cross the borders of parameters.
 """
 
 from __future__ import annotations
+
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +33,13 @@ class FlatParameters:
 
     def _flatten(self, parameters: list[nn.Parameter]) -> nn.Parameter:
         flat = nn.Parameter(torch.cat([p.data.flatten() for p in parameters]))
-        gradient = torch.zeros_like(flat)
-        start = 0
-        for parameter in parameters:
-            end = start + parameter.numel()
-            parameter.data = flat.data[start:end].view(parameter.shape)
-            self._views.append((parameter, gradient[start:end].view(parameter.shape)))
-            start = end
+        ends = list(accumulate(p.numel() for p in parameters))
+        parts = [slice(end - p.numel(), end) for p, end in zip(parameters, ends, strict=True)]
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.data = flat.data[part].view(parameter.shape)
+        gradient = torch.zeros_like(flat)  # now that the parameters' own memory is free
+        for parameter, part in zip(parameters, parts, strict=True):
+            self._views.append((parameter, gradient[part].view(parameter.shape)))
         flat.grad = gradient
         self._gradients.append((flat, gradient))
         return flat

@@ -29,7 +29,7 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
         self.received: str | None = None
         self.before_evaluation: rng.RandomState | None = None
         """Random numbers as they were before the last evaluation began."""
-        self._stepping = False
+        self._stepping = self._unannounced = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -50,6 +50,13 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
         self.received = signal.Signals(number).name
         if not self._stepping:
             raise KeyboardInterrupt
+        try:
+            self._announce()
+        except RuntimeError:  # it came while an event was being written, which is not reentrant
+            self._unannounced = True
+
+    def _announce(self) -> None:
+        self._unannounced = False
         self.tell(Note(f"{self.received}: finishing this step and saving; once more to stop now"))
 
     def check(self) -> None:
@@ -73,6 +80,8 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **_: Any,
     ) -> None:
+        if self._unannounced:
+            self._announce()
         # An evaluation that is due raises at its first batch, and a resume makes up for it.
         if self.received is not None:
             control.should_save = True

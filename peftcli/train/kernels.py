@@ -28,9 +28,11 @@ def attention_kernels() -> Iterator[None]:
         yield
 
 
-def fast_model(model: PreTrainedModel | PeftModel) -> tuple[FastModel | None, str]:
+def fast_model(
+    model: PreTrainedModel | PeftModel, checkpointing: bool
+) -> tuple[FastModel | None, str]:
     """The model on fused functions, or None; and a line that says so, or why not."""
     try:
-        return accelerate(model), "fused layers and loss"
+        return accelerate(model, checkpointing), "fused layers and loss"
     except Unsupported as reason:
         return None, f"plain layers: fused ones leave out {reason}"

@@ -42,11 +42,14 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         check_interruption: Callable[[], None],
         batches: Batches,
         health: Health,
+        eval_batches: Batches,
     ) -> None:
+        self._batches, self._eval_batches = batches, eval_batches
         self.fast: FastModel | None = None
         self.kernels = "plain layers"
         """What the step runs on, in words."""
         self._flat: FlatParameters | None = None
+        self._in_train_mode = False  # PEFT's wrapper says so of itself before its base is
         self._unlogged: list[Unlogged] = []
         self._multipliers = learning_rate_multipliers
         self._keep = keep_checkpoints
@@ -82,6 +85,15 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             self._flat = FlatParameters(optimizer)
         return optimizer
 
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader[Any]:
+        """Held-out rows, as many at a time as `evaluation.batch_size` says."""
+        self.data_collator = self._eval_batches
+        try:
+            loader: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
+            return loader
+        finally:
+            self.data_collator = self._batches
+
     def training_step(
         self,
         model: torch.nn.Module,
@@ -89,8 +101,9 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """Forward and backward of every micro-batch; the step's mean loss per trained token."""
-        if not model.training:
+        if not self._in_train_mode:  # a walk over all modules, so not at every step
             model.train()
+            self._in_train_mode = True
         self._tr_loss.zero_()  # logged already; transformers subtracts it from itself, NaN stays
         total = torch.zeros((), device=self.args.device)
         # A fill runs on the GPU; a copy of the number would wait for it.
@@ -99,8 +112,10 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             self._flat.attach_gradients()
         if self.fast is not None:
             self.fast.refresh()
+        parts = self._prepare_inputs(inputs)["micro_batches"]
+        self.current_gradient_accumulation_steps = len(parts)  # TRL divides a router's loss by it
         with attention_kernels(), self.maybe_activation_offload_context:
-            for batch in self._prepare_inputs(inputs)["micro_batches"]:
+            for batch in parts:
                 with self.compute_loss_context_manager():
                     loss = self._micro_loss(model, batch, items)
                 self.accelerator.backward(loss)
@@ -128,7 +143,8 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
     ) -> None:
         """On a GPU, a step's figures are read while the next step runs, not before it starts."""
         if self.control.should_log and tr_loss.is_cuda:
-            step, rate = self.state.global_step, learning_rate or self._get_learning_rate()
+            step = self.state.global_step
+            rate = self._get_learning_rate() if learning_rate is None else learning_rate
             self._unlogged.append(Unlogged(step, self.state.epoch, rate, tr_loss, grad_norm))
             tr_loss.zero_()
             self._globalstep_last_logged = step
@@ -177,14 +193,13 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        loss_sum, tokens, rows = 0.0, 0, 0
+        loss_sum, tokens = 0.0, 0
         if self.fast is not None:
             self.fast.refresh()
         for step in dataloader:
             self._check_interruption()
             tokens += step["trained_tokens"]
             for batch in self._prepare_inputs(step)["micro_batches"]:
-                rows += len(batch["input_ids"])
                 with torch.no_grad(), self.compute_loss_context_manager():
                     loss_sum += self._loss_sum(model, batch)
         model.train(was_training)
@@ -193,7 +208,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             predictions=None,
             label_ids=None,
             metrics={f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_tokens": tokens},
-            num_samples=rows,
+            num_samples=len(self.eval_dataset),
         )
 
     def _loss_sum(self, model: torch.nn.Module, batch: dict[str, Any]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from peftcli.recipe.checks import NO_VARLEN, PACKABLE, UNPACKABLE, check_archite
 from peftcli.recipe.document import Document
 from peftcli.recipe.load import validate
 from peftcli.train import attention
-from peftcli.train.batches import Batches, model_inputs
+from peftcli.train.batches import Batches, model_inputs, padded
 from peftcli.train.setting import pack
 
 LENGTHS = (5, 9, 12, 7)
@@ -84,6 +85,30 @@ def test_packed_rows_keep_the_texts_in_them_apart(model: torch.nn.Module) -> Non
     together = sorted(token_losses(model, *micro_batches(packed)).tolist())
     alone = [token_losses(model, *micro_batches([row])) for row in rows()]
     assert together == pytest.approx(sorted(torch.cat(alone).tolist()), rel=2e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("family", sorted(PACKABLE - NO_VARLEN))
+def test_borders_give_what_eager_attention_gives_with_padding(
+    family: str, window: int | None
+) -> None:
+    attention.register()
+    config = tiny_config(family)
+    if window is not None:
+        if family not in ("gemma3_text", "mistral", "qwen2", "qwen3"):
+            pytest.skip("has no sliding window")
+        config.sliding_window, config.use_sliding_window = window, True
+        if getattr(config, "layer_types", None):
+            config.layer_types = ["sliding_attention"] * len(config.layer_types)
+    torch.manual_seed(0)
+    borders = AutoModelForCausalLM.from_config(
+        deepcopy(config), attn_implementation=attention.NAME
+    ).eval()
+    eager = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    eager.load_state_dict(borders.state_dict())
+    found = sorted(token_losses(borders, *micro_batches(rows())).tolist())
+    wanted = sorted(token_losses(eager, padded(rows(), 0)).tolist())
+    assert found == pytest.approx(wanted, rel=1e-5)
 
 
 def test_full_rows_lie_side_by_side() -> None:

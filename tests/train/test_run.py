@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_models import tiny_config
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaModel
 
 from peftcli.errors import ArtefactError, NumericalError, RecipeError, ResourceError, UsageError
 from peftcli.events import Evaluated, Event, Note, Step, Warned
@@ -131,6 +133,79 @@ def test_fused_and_plain_steps_learn_the_same(train: Train, name: str) -> None:
         curves.append([event.loss for event in events if isinstance(event, Step)])
     assert curves[0][-1] < 0.95 * curves[0][0]
     assert curves[0] == pytest.approx(curves[1], rel=2e-3)
+
+
+def test_the_loss_of_a_router_does_not_depend_on_the_micro_batch(
+    base_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    config = tiny_config("qwen3_moe")
+    config.vocab_size, config.router_aux_loss_coef = 288, 0.1
+    torch.manual_seed(0)
+    moe = tmp_path / "moe"
+    shutil.copytree(base_model, moe)
+    (moe / "config.json").unlink()
+    AutoModelForCausalLM.from_config(config).save_pretrained(moe)
+    found = []
+    for micro in (8, 2):
+        events: list[Event] = []
+        training = {"max_steps": 2, "micro_batch_size": micro}
+        loaded = recipe(moe, rows, tmp_path / f"run{micro}", training=training)
+        run(loaded, Options(), events.append)
+        found.append([event.loss for event in events if isinstance(event, Step)])
+    # The balance of the experts is judged in each micro-batch, so it is near, not the same.
+    assert found[0] == pytest.approx(found[1], rel=5e-3)
+
+
+def test_held_out_rows_go_as_many_at_a_time_as_asked(train: Train) -> None:
+    passes: list[int] = []
+    calls: list[bool] = []
+
+    def count(module: torch.nn.Module, _: object) -> None:
+        if isinstance(module, LlamaModel):
+            calls.append(torch.is_grad_enabled())
+
+    hook = register_module_forward_pre_hook(count)
+    for size in (1, 8):
+        calls.clear()
+        train(
+            training={"max_steps": 1, "micro_batch_size": 1},
+            evaluation={"batch_size": size, "steps": 1},
+            options=Options(overwrite=True),
+        )
+        passes.append(calls.count(False))
+    hook.remove()
+    assert passes == [8, 1]
+
+
+def test_dropout_is_active_from_the_first_step(train: Train) -> None:
+    curves = []
+    for dropout in (0.0, 0.5):
+        events: list[Event] = []
+        method = {"name": "lora", "rank": 4, "dropout": dropout}
+        train(method=method, options=Options(overwrite=True), events=events)
+        curves.append([event.grad_norm for event in events if isinstance(event, Step)])
+    assert curves[0][0] != pytest.approx(curves[1][0], rel=1e-3)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "plain"])
+def test_checkpointing_keeps_less_and_learns_the_same(train: Train, kernels: str) -> None:
+    """What autograd keeps is counted where it keeps it; layers must really be computed again."""
+    kept, losses = {}, {}
+    for mode in ("none", "full"):
+        sizes: list[int] = []
+
+        def count(tensor: torch.Tensor, sizes: list[int] = sizes) -> torch.Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        events: list[Event] = []
+        training = {"max_steps": 2, "checkpointing": mode, "kernels": kernels}
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            train(training=training, options=Options(overwrite=True), events=events)
+        kept[mode] = sum(sizes)
+        losses[mode] = [event.loss for event in events if isinstance(event, Step)]
+    assert losses["full"] == pytest.approx(losses["none"], rel=1e-6)
+    assert kept["full"] < 0.8 * kept["none"]
 
 
 def test_the_best_checkpoint_is_published_and_kept(train: Train) -> None:

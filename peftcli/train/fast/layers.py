@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from peftcli.train.attention import borders_of, rows_apart
 from peftcli.train.fast.blocks import GatedMlp, Heads, Output, QueryKeyValue
@@ -83,12 +85,12 @@ class FastLayer:
         return y if adapter is None else AddBottleneck.apply(y, x, adapter, *adapter.masters)
 
 
-def install(layers: list[nn.Module], shadows: Shadows) -> None:
+def install(layers: list[nn.Module], shadows: Shadows, checkpointing: bool) -> None:
     """Give every layer its fast forward; raises Unsupported, and changes nothing, if one cannot."""
     for layer in layers:
         check_layer(layer)
     for layer in layers:
-        _replace_forward(prepare(layer, shadows))
+        _replace_forward(prepare(layer, shadows), checkpointing)
 
 
 def check_layer(layer: Any) -> None:
@@ -144,8 +146,11 @@ def _full_rows(q: Tensor, k: Tensor, v: Tensor, rows: int, scale: float) -> Tens
     return out.transpose(1, 2)
 
 
-def _replace_forward(fast: FastLayer) -> None:
+def _replace_forward(fast: FastLayer, checkpointing: bool) -> None:
     def forward(_: nn.Module, hidden_states: Tensor, **kwargs: Any) -> Tensor:
+        if checkpointing and torch.is_grad_enabled():
+            made: Tensor = checkpoint(fast.forward, hidden_states, use_reentrant=False, **kwargs)
+            return made
         return fast.forward(hidden_states, **kwargs)
 
     fast.layer.forward = MethodType(forward, fast.layer)

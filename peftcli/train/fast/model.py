@@ -48,7 +48,7 @@ class FastModel:
         return loss
 
 
-def accelerate(model: PreTrainedModel | PeftModel) -> FastModel:
+def accelerate(model: PreTrainedModel | PeftModel, checkpointing: bool = False) -> FastModel:
     """Put the fused functions into `model`; raises Unsupported, changing nothing, where it cannot.
 
     The model's own forward pass is gone afterwards: it is for training and for held-out loss.
@@ -64,7 +64,7 @@ def accelerate(model: PreTrainedModel | PeftModel) -> FastModel:
         raise Unsupported("float16")
     shadows = Shadows()
     norm = layers.read_norm(causal.model.norm)
-    layers.install(list(causal.model.layers), shadows)
+    layers.install(list(causal.model.layers), shadows, checkpointing)
 
     def forward(_: nn.Module, x: Tensor) -> Tensor:
         normed: Tensor = NormRows.apply(x, norm)

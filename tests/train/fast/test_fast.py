@@ -130,16 +130,20 @@ def test_bottleneck_adapters_have_the_gradients_of_their_modules(
 
 
 def test_checkpointed_layers_give_the_same_gradients() -> None:
-    model = adapted("llama", ADAPTED)
-    (batch,) = Batches(0, 4, 12, apart=True)(rows())["micro_batches"]
-    fast = accelerate(model)
-    one = torch.ones((), dtype=torch.float64)
-    fast.loss(batch, one).backward()
-    wanted = gradients(model)
-    model.enable_input_require_grads()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    fast.loss(batch, one).backward()
-    for name, gradient in gradients(model).items():
+    one, found = torch.ones((), dtype=torch.float64), []
+    for checkpointing in (False, True):
+        model = adapted("llama", ADAPTED)
+        (batch,) = Batches(0, 4, 12, apart=True)(rows())["micro_batches"]
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            loss = accelerate(model, checkpointing).loss(batch, one)
+        loss.backward()
+        found.append((gradients(model), sum(kept)))
+    (wanted, whole), (again, less) = found
+    assert less < whole
+    for name, gradient in again.items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
