@@ -16,7 +16,6 @@ from peftcli.estimate.weights import weights
 
 ATTENTION_SHARE = 0.63  # of what matrix products attain; 445 of 700 TFLOP/s on an H200
 BANDWIDTH_SHARE = 1.0
-EXPANSION_LIMIT = 853e9  # bytes per second of bitsandbytes' NF4 kernel, on an H200
 LOAD_BYTES_PER_SECOND = 1.0e9
 SETUP_SECONDS = 30.0  # imports, tokenising, the first step's warm-up
 BANDS: dict[Speed, tuple[float, float]] = {  # of the likely seconds
@@ -104,7 +103,7 @@ def micro_batch_seconds(plan: Plan, gpu: Gpu, tokens_per_row: float) -> float:
     kinds = layer_kinds(plan.architecture)
     kept = sum(kind.layers * kept_per_token(plan, kind) for kind in kinds)
     moved = again * plan.step.traffic * kept / bandwidth
-    expanded = passes(plan) * 2.5 * weights(plan).elements / min(bandwidth, EXPANSION_LIMIT)
+    expanded = passes(plan) * 2.5 * weights(plan).elements / min(bandwidth, plan.step.expansion)
     launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
     each = products / rate + attention / (rate * ATTENTION_SHARE) + moved
     return tokens * each + expanded + launches
@@ -128,9 +127,9 @@ def flops_per_token(plan: Plan, tokens_per_row: float) -> tuple[float, float]:
     factor = 6 if plan.trains_base else 4
     again = 2 if plan.checkpointing else 0
     update = 6 * plan.trainable * (0 if plan.trains_base else 1)
-    head_factor = 6 if plan.trains_base or plan.trains_head else 4
+    head_factor = 6.0 if plan.trains_base or plan.trains_head else 4.0
     if plan.loss == "chunked":
-        head_factor += 2  # the logits are computed again in the backward pass
+        head_factor += plan.step.head_again
     products = (factor + again) * body + head_factor * head + update
     width = architecture.heads * architecture.head_size
     span = min(tokens_per_row, architecture.sliding_window or tokens_per_row)

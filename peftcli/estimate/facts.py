@@ -8,6 +8,8 @@ from peftcli.architecture.config import Architecture
 from peftcli.estimate.gpus import Gpu
 from peftcli.estimate.plan import Attention, Plan
 from peftcli.estimate.step_model import (
+    FUSED_BOTTLENECK,
+    FUSED_LORA,
     TRL_BOTTLENECK,
     TRL_FULL,
     TRL_FULL_FLOAT32,
@@ -19,7 +21,7 @@ from peftcli.estimate.step_model import (
     StepModel,
 )
 from peftcli.estimate.weights import storage
-from peftcli.recipe.checks import rows_apart
+from peftcli.recipe.checks import FUSED, rows_apart
 from peftcli.recipe.schema import Recipe
 
 PACKED: Attention = "masked"  # rows of a sequence are kept apart by a block-diagonal mask
@@ -56,7 +58,24 @@ def plan_of(
         attention=attention_of(recipe, architecture, length, packing),
         padded=not packing and not rows_apart(recipe, architecture),
     )
-    return replace(plan, step=step_of(plan))
+    fused = footprint.fusible and runs_fused(recipe, architecture, dtype)
+    return replace(plan, step=fused_step_of(plan) if fused else step_of(plan))
+
+
+def runs_fused(recipe: Recipe, architecture: Architecture, dtype: str) -> bool:
+    """Whether the layers run on the fused functions, as far as the method lets them."""
+    return (
+        recipe.training.kernels == "auto"
+        and dtype == "bfloat16"
+        and architecture.model_type in FUSED
+        and architecture.quantization is None
+        and rows_apart(recipe, architecture)
+    )
+
+
+def fused_step_of(plan: Plan) -> StepModel:
+    """The step model of the fused functions."""
+    return FUSED_BOTTLENECK if plan.bottleneck else FUSED_LORA
 
 
 def step_of(plan: Plan) -> StepModel:

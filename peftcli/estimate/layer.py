@@ -98,8 +98,20 @@ def kept_tensors(plan: Plan, widths: Widths) -> dict[str, float]:
     if plan.trains_base:
         kept["input of the down-projection"] = 2.0 * widths.intermediate
     if plan.bottleneck:
-        kept["bottlenecks"] = 2.0 * plan.sites * plan.bottleneck
+        each = 2.0 * plan.bottleneck + step.kept_site * widths.hidden
+        kept["bottlenecks"] = plan.sites * each
     return kept
+
+
+def before_the_first_adapter(plan: Plan, widths: Widths) -> float:
+    """Of `kept_per_token`, what the first layer does not keep: its attention, if all that is
+    trained comes after it. A plain step casts the stream so that it needs a gradient anyway."""
+    if not (plan.step.in_groups and plan.bottleneck):
+        return 0.0
+    kept = kept_tensors(plan, widths)
+    names = ("queries and attention output", "keys and values", "inputs of the query norms")
+    norm = kept["inputs of the norms"] / stream_norms(plan.architecture)
+    return norm + sum(kept.get(name, 0.0) for name in names)
 
 
 def attention_kept(plan: Plan, widths: Widths) -> float:

@@ -9,7 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from peftcli.estimate.layer import Widths, kept_per_token, kept_tensors, layer_kinds
+from peftcli.estimate.groups import factors_and_room
+from peftcli.estimate.layer import (
+    Widths,
+    before_the_first_adapter,
+    kept_per_token,
+    kept_tensors,
+    layer_kinds,
+)
 from peftcli.estimate.loss import loss_parts
 from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Plan
@@ -69,6 +76,7 @@ def static_parts(plan: Plan, held: Weights) -> tuple[Part, ...]:
         Part("base, not quantised", held.plain, f"{plain:,} x {plan.base_bytes} B"),
         Part("adapter", held.trained, f"{plan.trainable:,} x {plan.adapter_bytes} B"),
         Part("optimizer states", held.states, states),
+        *factors_and_room(plan),
     )
 
 
@@ -103,11 +111,12 @@ def _kept(plan: Plan, kinds: list[Widths]) -> tuple[Part, ...]:
         text = f"{layers} layers x {tokens:,} tokens x {each:,.0f} B: the layers' inputs only"
         return (Part("activations", layers * tokens * each + rotary, text),)
     total = sum(kind.layers * kept_per_token(plan, kind) for kind in kinds)
+    total -= before_the_first_adapter(plan, kinds[0])
     text = " + ".join(
         f"{kind.layers} layers x {tokens:,} tokens x {_named(plan, kind)}" for kind in kinds
     )
     parts = [Part("activations", tokens * total + rotary, text)]
-    if plan.adapter_bytes == 4 and not plan.trains_base:
+    if plan.adapter_bytes == 4 and not plan.trains_base and not step.in_groups:
         copies = plan.trainable * step.adapter_copies
         parts.append(Part("16-bit copies of the adapter", copies, "kept by autocast, 2 B each"))
     return tuple(parts)

@@ -22,8 +22,8 @@ def backward_moments(plan: Plan, wide: Widths) -> dict[str, tuple[Part, ...]]:
 def _mlp(plan: Plan, wide: Widths) -> Part:
     step = plan.step
     each = step.peak_mlp * wide.intermediate + step.peak_hidden * wide.hidden
-    if not plan.checkpointing:  # its input and product are counted among the activations
-        each = max(0.0, each - 2 * wide.intermediate)
+    if not plan.checkpointing:
+        each = max(0.0, each - step.peak_counted * wide.intermediate)
     text = f"{plan.tokens:,} tokens x {each:,.0f} B in the backward pass of the last layer"
     return Part("temporaries", plan.tokens * each, text)
 

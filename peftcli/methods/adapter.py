@@ -112,9 +112,14 @@ class Adapter(Method, QuantizedBase):
             bottleneck=self.size(architecture.hidden_size),
             sites=len(family.adapter_sites(self.placement)) if family else 0,
             dropout=self.dropout > 0,
+            fusible=self._fusible(),
             quantization=self.quantization,
             double_quantization=self.double_quantization,
         )
+
+    def _fusible(self) -> bool:
+        others = self.dropout > 0 or self.placement == "parallel"
+        return not others and set(self.modules_to_save) <= {"embed_tokens"}
 
     def thriftier(self) -> list[Thrift]:
         if self.quantization is not None:

@@ -65,6 +65,8 @@ class Footprint:
     """Whether the length of each row of a weight is trained too (DoRA)."""
     quantization: Quantization | None = None
     double_quantization: bool = True
+    fusible: bool = False
+    """Whether the fused functions know all that it changes (peftcli/train/fast)."""
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,12 @@ class LowRank(Method):
             rank=self.rank,
             dropout=self.dropout > 0,
             magnitudes=self.use_dora,
+            fusible=self._fusible(),
         )
+
+    def _fusible(self) -> bool:
+        others = self.dropout > 0 or self.use_dora or self.bias != "none"
+        return not others and set(self.modules_to_save) <= {"embed_tokens"}
 
     def thriftier(self) -> list[Thrift]:
         found = []
