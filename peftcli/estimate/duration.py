@@ -14,7 +14,6 @@ from peftcli.estimate.layer import kept_per_token, layer_kinds
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.weights import weights
 
-ATTENTION_SHARE = 0.63  # of what matrix products attain; 445 of 700 TFLOP/s on an H200
 BANDWIDTH_SHARE = 1.0
 LOAD_BYTES_PER_SECOND = 1.0e9
 SETUP_SECONDS = 30.0  # imports, tokenising, the first step's warm-up
@@ -105,8 +104,16 @@ def micro_batch_seconds(plan: Plan, gpu: Gpu, tokens_per_row: float) -> float:
     moved = again * plan.step.traffic * kept / bandwidth
     expanded = passes(plan) * 2.5 * weights(plan).elements / min(bandwidth, plan.step.expansion)
     launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
-    each = products / rate + attention / (rate * ATTENTION_SHARE) + moved
-    return tokens * each + expanded + launches
+    each = products / rate + attention / (rate * plan.step.attention_share) + moved
+    return max(tokens * each + expanded + launches, _floor_seconds(plan))
+
+
+def _floor_seconds(plan: Plan) -> float:
+    """What the CPU needs for the kernels of one micro-batch."""
+    step = plan.step
+    each = step.floor_seconds + step.floor_magnitudes * plan.magnitudes
+    each += step.floor_quantised * bool(weights(plan).elements)
+    return each * passes(plan) * plan.architecture.layers
 
 
 def passes(plan: Plan) -> int:

@@ -53,6 +53,7 @@ def plan_of(
         quantization=footprint.quantization,
         double_quantization=footprint.double_quantization,
         optimizer=recipe.optimizer,
+        flat=recipe.optimizer.endswith(("8bit", "32bit")),  # bitsandbytes' own
         batch=recipe.training.batch_size,
         length=length,
         attention=attention_of(recipe, architecture, length, packing),

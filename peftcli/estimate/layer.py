@@ -121,8 +121,13 @@ def attention_kept(plan: Plan, widths: Widths) -> float:
     if plan.kernel == "masked":
         return repeated + 2 * plan.length
     if plan.kernel == "eager":
-        return repeated + plan.step.kept_scores * heads * plan.length
+        return repeated + (plan.step.kept_scores + softcap(plan)) * heads * plan.length
     return 0.0
+
+
+def softcap(plan: Plan) -> float:
+    """Bytes per head and pair of tokens that a cap on the scores keeps."""
+    return plan.step.kept_softcap if plan.architecture.attention_softcap else 0.0
 
 
 def targets_kept(plan: Plan, widths: Widths) -> float:

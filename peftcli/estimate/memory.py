@@ -97,7 +97,11 @@ def _moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
         "loss": (*forward, *loss_parts(plan)),
         "backward of attention": (*forward, *attention_backward(plan, wide)),
         "end of the backward pass": (*last, *expanded(plan, wide, 2.0)),
-        "optimizer step": (_gradients(held, 1.0, "of all layers"), *_head_twice(plan)),
+        "optimizer step": (
+            _gradients(held, 1.0, "of all layers"),
+            *_end_to_end(plan, held),
+            *_head_twice(plan),
+        ),
     }
 
 
@@ -152,6 +156,13 @@ def _again(plan: Plan, wide: Widths) -> tuple[Part, ...]:
 
 def _gradients(held: Weights, share: float, what: str) -> Part:
     return Part("gradients", held.gradients * share, what)
+
+
+def _end_to_end(plan: Plan, held: Weights) -> tuple[Part, ...]:
+    """The copy of small gradients in one tensor, while the single ones are still there."""
+    if not plan.flat or plan.trains_base:
+        return ()
+    return (Part("gradients end to end", held.gradients, "a copy for the optimizer"),)
 
 
 def _head_gradient(plan: Plan) -> tuple[Part, ...]:

@@ -37,6 +37,8 @@ class Plan:
     quantization: Literal["nf4", "fp4"] | None = None
     double_quantization: bool = True
     optimizer: str = "adamw_torch_fused"
+    flat: bool = False
+    """Small parameters are one tensor for the optimizer (peftcli/train/flat.py)."""
     batch: int = 16
     """Rows in an optimizer step."""
     micro_batch: int = 1

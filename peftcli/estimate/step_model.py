@@ -27,6 +27,8 @@ class StepModel:
     """Eager attention only: float32 softmax and its 16-bit copy, per head and pair of tokens."""
     peak_scores: float = 16.0
     """Eager attention only: its backward pass, per head and pair of tokens."""
+    kept_softcap: float = 2.0
+    """Eager attention with capped scores: what the cap keeps, per head and pair of tokens."""
     kept_gated: float = 6.0
     """Gate, up and the activated gate, per intermediate element."""
     kept_ungated: float = 2.0
@@ -81,7 +83,14 @@ class StepModel:
     expansion: float = 853e9
     """Bytes per second at which 4-bit weights are expanded, on an H200."""
     launch_seconds: float = 0.002
-    """Per layer and pass (forward, again, backward): what the CPU needs to start its kernels."""
+    """Per layer and pass (forward, again, backward), beside what the GPU computes."""
+    floor_seconds: float = 0.0045
+    """Per layer and pass: what a CPU needs to start the kernels, however little they do."""
+    floor_quantised: float = 0.0
+    floor_magnitudes: float = 0.0035
+    """What expanding 4-bit weights and DoRA add to that."""
+    attention_share: float = 0.63
+    """Of what matrix products attain; 445 of 700 TFLOP/s on an H200."""
     rotary: float = 4.0
     """Cosine and sine tables, per token and head element."""
 
@@ -148,9 +157,12 @@ FUSED_LORA = StepModel(
     head_again=0.0,
     adapter_copies=0.0,
     in_groups=True,
-    traffic=10.0,
+    traffic=17.0,
     expansion=2.5e12,
-    launch_seconds=0.0006,
+    launch_seconds=0.0,
+    floor_seconds=0.0022,
+    floor_quantised=0.0007,
+    attention_share=1.0,
 )
 FUSED_BOTTLENECK = replace(
     FUSED_LORA, name="fused, bottleneck adapters", kept_site=2.0, adapter_copies=2.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peftcli.estimate.layer import Widths
+from peftcli.estimate.layer import Widths, softcap
 from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.weights import largest_expanded, storage
@@ -45,7 +45,8 @@ def attention_backward(plan: Plan, wide: Widths) -> tuple[Part, ...]:
     """The score matrices of the eager kernel's backward pass, in a layer that is computed again."""
     if plan.kernel != "eager" or not plan.checkpointing:
         return ()
-    scores = plan.step.peak_scores * plan.architecture.heads * plan.length
+    scores = plan.step.peak_scores + softcap(plan)
+    scores *= plan.architecture.heads * plan.length
     each = 8 * wide.hidden + 4 * wide.query + 4 * wide.key + scores
     if wide.query != wide.key:
         each += 4 * (wide.query - wide.key)

@@ -64,7 +64,7 @@ def weights(plan: Plan) -> Weights:
     size = plan.base_bytes if plan.trains_base else plan.adapter_bytes
     paged = paged_elements(plan)
     each = state_bytes(plan.optimizer, size)
-    total = plan.trainable * each
+    total = plan.trainable * each + _embedding_states(plan)
     leaves = paged * each if plan.optimizer.startswith("paged") else 0.0
     return Weights(
         quantized=quantized * form.bytes_per_weight + modules * form.tables if form else 0.0,
@@ -137,8 +137,18 @@ def state_bytes(optimizer: str, value_bytes: int) -> float:
     return known + scales
 
 
+def _embedding_states(plan: Plan) -> float:
+    """What embeddings take beyond 8 bits: transformers gives them 32-bit states all the same."""
+    if not (plan.flat and plan.trains_base and plan.optimizer.endswith("adamw_8bit")):
+        return 0.0
+    embeddings = plan.architecture.vocab_size * plan.architecture.hidden_size
+    return embeddings * (STATE_BYTES["paged_adamw_32bit"] - STATE_BYTES["adamw_8bit"])
+
+
 def paged_elements(plan: Plan) -> int:
     """Trained values in tensors large enough to be paged."""
+    if plan.flat:
+        return plan.trainable if plan.trainable >= PAGED_FROM else 0
     hidden = plan.architecture.hidden_size
     if plan.bottleneck:
         big = plan.bottleneck * hidden >= PAGED_FROM

@@ -126,6 +126,11 @@ def measure(
     Raises torch.OutOfMemoryError where the card is too small. On a CPU only time is measured.
     """
     release(device)
+    others = allocated(device) or 0.0  # held by this process for other reasons
+
+    def own(size: float | None) -> float | None:
+        return None if size is None else size - others
+
     setting = _setting(recipe, architecture, device, tokenizer, shape, steps)
     loading: list[float | None] = []
 
@@ -133,7 +138,7 @@ def measure(
         reset_peaks(device)
         base = load(*arguments)
         gc.collect()
-        loading.extend((peak(device), allocated(device)))
+        loading.extend((own(peak(device)), own(allocated(device))))
         return base
 
     model = load_model(setting.recipe, setting.setting, counted)
@@ -149,7 +154,7 @@ def measure(
         trainer.add_callback(counter)  # after the monitor, which asks for a checkpoint at the end
         del model
         gc.collect()
-        before = allocated(device)
+        before = own(allocated(device))
         try:
             trainer.train()
         finally:
@@ -167,7 +172,7 @@ def measure(
         adapter_gib=before - base if before is not None and base is not None else None,
         states_gib=states / GIB if cuda else None,
         paged_gib=paged / GIB if cuda else None,
-        peak_gib=peak(device),
+        peak_gib=own(peak(device)),
         reserved_gib=torch.cuda.max_memory_reserved() / GIB if cuda else None,
         card_gib=card_memory() if cuda else None,
     )

@@ -19,7 +19,7 @@ from trl import SFTConfig, SFTTrainer
 from peftcli.train import checkpoints
 from peftcli.train.batches import Batches, model_inputs
 from peftcli.train.fast.model import FastModel
-from peftcli.train.flat import FlatParameters
+from peftcli.train.flat import FlatParameters, forget_settings
 from peftcli.train.health import Health
 from peftcli.train.kernels import attention_kernels
 from peftcli.train.unlogged import Unlogged
@@ -69,6 +69,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer, with other learning rates where the method asks for them."""
+        forget_settings()
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         for key, factor in self._multipliers.items():
             names = {id(p): name for name, p in self.model.named_parameters()}
@@ -109,7 +110,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         # A fill runs on the GPU; a copy of the number would wait for it.
         items = torch.full((), float(max(1, inputs["trained_tokens"])), device=self.args.device)
         if self._flat is not None:
-            self._flat.attach_gradients()
+            self._flat.release()
         if self.fast is not None:
             self.fast.refresh()
         parts = self._prepare_inputs(inputs)["micro_batches"]
@@ -120,6 +121,8 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
                     loss = self._micro_loss(model, batch, items)
                 self.accelerator.backward(loss)
                 total += loss.detach()
+        if self._flat is not None:
+            self._flat.gather()
         return total
 
     def _micro_loss(
