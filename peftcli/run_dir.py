@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -75,6 +76,7 @@ class RunDir:
 
 
 PROBE_BYTES = 65536
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 OWN_NAMES = (
     *("recipe.yaml", "run.json", "metrics.jsonl", "loss.png", "adapter", "model", "checkpoints"),
     *(".lock", "merged", "eval.json", "report.html", "tracking"),
@@ -179,7 +181,10 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def publish_folder(staging: Path, target: Path) -> None:
-    """Sync every file of `staging` and rename it to `target`; an older `target` is replaced."""
+    """Sync every file of `staging` and rename it to `target`; an older `target` is replaced.
+
+    Where the system can swap two names (Linux), one of the two is under `target` at every moment.
+    """
     mode = 0o666 & ~_umask()  # some libraries write files that only their owner may read
     for file in sorted(staging.rglob("*")):
         if file.is_file():
@@ -190,10 +195,25 @@ def publish_folder(staging: Path, target: Path) -> None:
     old = target.with_name(f".staging-old-{target.name}")
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    staging.rename(target)
+        if exchange(staging, target):
+            staging.rename(old)
+        else:
+            target.rename(old)
+            staging.rename(target)
+    else:
+        staging.rename(target)
     sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where the system or the file system cannot."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if swap is None:
+        return False
+    here = ctypes.c_int(AT_FDCWD)
+    names = os.fsencode(one), os.fsencode(other)
+    return bool(swap(here, names[0], here, names[1], RENAME_EXCHANGE) == 0)
 
 
 def remove_folder(path: Path) -> None:

@@ -159,6 +159,33 @@ def test_publishing_replaces_a_folder_and_leaves_no_rest(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="swaps two names on Linux only")
+def test_a_folder_that_is_replaced_is_there_at_every_moment(tmp_path: Path) -> None:
+    watch = """
+import os, sys
+print("ready", flush=True)
+seen = set()
+while not os.path.exists(sys.argv[2]):
+    seen.add(os.stat(sys.argv[1]).st_ino)
+print(len(seen))
+"""
+    target, end = tmp_path / "merged", tmp_path / "end"
+    target.mkdir()
+    child = subprocess.Popen(
+        [sys.executable, "-c", watch, str(target), str(end)], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    for _ in range(200):
+        staging = tmp_path / ".staging-merged"
+        staging.mkdir()
+        publish_folder(staging, target)
+    end.touch()
+    assert child.wait(20) == 0  # a moment without the folder would have been an error
+    assert int(child.stdout.read()) > 1
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["end", "merged"]
+
+
 def test_an_atomic_write_leaves_only_the_file(tmp_path: Path) -> None:
     write_atomic(tmp_path / "f.json", json.dumps([1]))
     write_atomic(tmp_path / "f.json", json.dumps([2]))
