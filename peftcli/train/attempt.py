@@ -75,6 +75,8 @@ def attempt(
             raise
         traceback.clear_frames(error.__traceback__)  # they hold the activations
         trainer._log_finished(0.0, leave=0)
+        if health.failure is not None:  # of the step before, which was not looked at yet
+            return Ended(trainer, monitor)
     finally:
         monitor.close()
     return RanOut(trainer.state.global_step, _rescued(trainer, folder, checkpoint, starting.whole))

@@ -20,6 +20,7 @@ from peftcli.train import checkpoints
 from peftcli.train.batches import Batches, model_inputs
 from peftcli.train.fast.model import FastModel
 from peftcli.train.flat import FlatParameters
+from peftcli.train.guard import Guard
 from peftcli.train.health import Health
 from peftcli.train.kernels import attention_kernels
 from peftcli.train.unlogged import Unlogged
@@ -50,7 +51,10 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         """What the step runs on, in words."""
         self._flat: FlatParameters | None = None
         self._in_train_mode = False  # PEFT's wrapper says so of itself before its base is
+        self.late = args.device.type == "cuda"
+        """Whether a step's figures are read while the next step runs, not before it starts."""
         self._unlogged: list[Unlogged] = []
+        self._guard: Guard | None = None
         self._multipliers = learning_rate_multipliers
         self._keep = keep_checkpoints
         self._check_interruption = check_interruption
@@ -83,6 +87,9 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
                 optimizer.add_param_group({"params": chosen, **options})
         if type(optimizer).__module__.startswith("bitsandbytes"):
             self._flat = FlatParameters(optimizer)
+        stops = self._health.on_nonfinite == "stop" and not self._health.scaled
+        if self.late and stops and Guard.fits(optimizer):
+            self._guard = Guard(optimizer, self.args.device)
         return optimizer
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader[Any]:
@@ -141,15 +148,15 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         start_time: float,
         learning_rate: float | None = None,
     ) -> None:
-        """On a GPU, a step's figures are read while the next step runs, not before it starts."""
-        if self.control.should_log and tr_loss.is_cuda:
-            step = self.state.global_step
-            rate = self._get_learning_rate() if learning_rate is None else learning_rate
-            self._unlogged.append(Unlogged(step, self.state.epoch, rate, tr_loss, grad_norm))
-            tr_loss.zero_()
-            self._globalstep_last_logged = step
-            self.control.should_log = False
-            control = self.control
+        """Note the step's figures on a GPU; all are read before anything is kept or looked at."""
+        if self.late:
+            step, control = self.state.global_step, self.control
+            if control.should_log:
+                rate = self._get_learning_rate() if learning_rate is None else learning_rate
+                self._unlogged.append(Unlogged(step, self.state.epoch, rate, tr_loss, grad_norm))
+                tr_loss.zero_()
+                self._globalstep_last_logged = step
+                control.should_log = False
             soon = control.should_evaluate or control.should_save or control.should_training_stop
             self._log_finished(start_time, leave=0 if soon or step >= self.state.max_steps else 1)
         super()._maybe_log_save_evaluate(
@@ -157,11 +164,16 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         )
 
     def _log_finished(self, start_time: float, leave: int) -> None:
+        """Judge and log what was noted, but for the last `leave` steps; stop at a bad one."""
         now = self.state.global_step, self.state.epoch
         while len(self._unlogged) > leave:
             entry = self._unlogged.pop(0)
             self.state.global_step, self.state.epoch = entry.step, entry.epoch
             logs = entry.read()
+            if self._guard is not None:
+                self._health.admits(entry.step, logs["loss"], logs["grad_norm"])
+                if self._health.failure is not None:
+                    self._unlogged.clear()  # a step that began before this one was looked at
             self._total_loss_scalar += logs["loss"]
             self.log(logs, start_time)
         self.state.global_step, self.state.epoch = now
@@ -176,6 +188,9 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         """Clip, and drop a gradient that the optimizer must not use."""
         norm: torch.Tensor = super()._clip_grad_norm(model)
+        if self._guard is not None:
+            self._guard.judge(self._tr_loss, norm)
+            return norm
         if not self._health.admits(self.state.global_step + 1, float(self._tr_loss), float(norm)):
             model.zero_grad(set_to_none=True)
             self.optimizer.zero_grad(set_to_none=True)
