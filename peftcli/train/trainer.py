@@ -208,7 +208,8 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        loss_sum, tokens = 0.0, 0
+        # On the device: reading each sum would wait for it.
+        loss_sum, tokens = torch.zeros((), dtype=torch.float64, device=self.args.device), 0
         if self.fast is not None:
             self.fast.refresh()
         for step in dataloader:
@@ -218,7 +219,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
                 with torch.no_grad(), self.compute_loss_context_manager():
                     loss_sum += self._loss_sum(model, batch)
         model.train(was_training)
-        loss = loss_sum / tokens if tokens else math.nan
+        loss = float(loss_sum) / tokens if tokens else math.nan
         return EvalLoopOutput(
             predictions=None,
             label_ids=None,
@@ -226,11 +227,12 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             num_samples=len(self.eval_dataset),
         )
 
-    def _loss_sum(self, model: torch.nn.Module, batch: dict[str, Any]) -> float:
+    def _loss_sum(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         if self.fast is not None:
-            return float(self.fast.loss(batch, torch.ones((), device=self.args.device)))
+            return self.fast.loss(batch, torch.ones((), device=self.args.device)).double()
         outputs = model(**model_inputs(batch), use_cache=False, fused_lm_head=True)
-        return -float(outputs.log_probs.double().sum())
+        found: torch.Tensor = -outputs.log_probs.double().sum()
+        return found
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
