@@ -158,12 +158,12 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
                 self._globalstep_last_logged = step
                 control.should_log = False
             soon = control.should_evaluate or control.should_save or control.should_training_stop
-            self._log_finished(start_time, leave=0 if soon or step >= self.state.max_steps else 1)
+            self._log_finished(leave=0 if soon or step >= self.state.max_steps else 1)
         super()._maybe_log_save_evaluate(
             tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate
         )
 
-    def _log_finished(self, start_time: float, leave: int) -> None:
+    def _log_finished(self, leave: int) -> None:
         """Judge and log what was noted, but for the last `leave` steps; stop at a bad one."""
         now = self.state.global_step, self.state.epoch
         while len(self._unlogged) > leave:
@@ -175,7 +175,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
                 if self._health.failure is not None:
                     self._unlogged.clear()  # a step that began before this one was looked at
             self._total_loss_scalar += logs["loss"]
-            self.log(logs, start_time)
+            self.log(logs)
         self.state.global_step, self.state.epoch = now
 
     def _run_epoch(self, **inputs: Any) -> None:
@@ -191,6 +191,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         if self._guard is not None:
             self._guard.judge(self._tr_loss, norm)
             return norm
+        self._log_finished(leave=0)  # of the step before, while the GPU is still at this one
         if not self._health.admits(self.state.global_step + 1, float(self._tr_loss), float(norm)):
             model.zero_grad(set_to_none=True)
             self.optimizer.zero_grad(set_to_none=True)
