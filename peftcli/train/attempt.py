@@ -74,7 +74,9 @@ def attempt(
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold the activations
-        trainer._log_finished(0.0, leave=0)
+        trainer._log_finished(leave=0)
+        if health.failure is not None:  # of the step before, which was not looked at yet
+            return Ended(trainer, monitor)
     finally:
         monitor.close()
     return RanOut(trainer.state.global_step, _rescued(trainer, folder, checkpoint, starting.whole))

@@ -36,7 +36,8 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         self.eval_losses: list[tuple[int, float]] = []
         self._stream: TextIO | None = None
         self._started = 0.0
-        self._step_began = 0.0
+        self._since: float | None = None
+        """Since when time counts as spent on steps; None during evaluations and checkpoints."""
         self._in_steps = 0.0
         self._first_step = 0
         self._seconds_before = 0.0
@@ -64,7 +65,8 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        self._step_began = time.perf_counter()
+        if self._since is None:
+            self._since = time.perf_counter()
 
     def on_log(
         self,
@@ -77,8 +79,10 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         if logs is None or "loss" not in logs:
             return
         seconds = self.seconds()
-        # The loss was just read, so the GPU is done; evaluations and checkpoints do not count.
-        self._in_steps += time.perf_counter() - self._step_began
+        # The loss was just read, so the GPU is done with this step.
+        if self._since is not None:
+            now = time.perf_counter()
+            self._in_steps, self._since = self._in_steps + now - self._since, now
         done = max(1, state.global_step - self._first_step)
         step = Step(
             step=state.global_step,
@@ -114,6 +118,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         metrics: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
+        self._since = None
         if not metrics or "eval_loss" not in metrics:
             return
         loss = metrics["eval_loss"]
@@ -131,6 +136,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **_: Any,
     ) -> None:
+        self._since = None
         self.tell(
             Saved(state.global_step, Path(args.output_dir) / f"checkpoint-{state.global_step}")
         )

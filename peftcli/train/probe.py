@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -13,9 +14,10 @@ from peftcli.train.trainer import RecipeTrainer
 
 
 def probe_memory(trainer: RecipeTrainer) -> None:
-    """Forward and backward through a step of the longest rows; raises what such a step raises.
+    """Forward and backward through the longest rows; raises what a step of them raises.
 
-    Parameters, gradients, optimizer, counters and random numbers are left as they were.
+    Costs no more than two micro-batches and one of the evaluation. Parameters, gradients,
+    optimizer, counters and random numbers are left as they were.
     """
     state, model = rng.capture(), trainer.model_wrapped
     metrics, tokens = copy.deepcopy(trainer._metrics), trainer._total_train_tokens
@@ -23,11 +25,11 @@ def probe_memory(trainer: RecipeTrainer) -> None:
     ballast = _optimizer_states(trainer)
     try:
         rows = longest(trainer.train_dataset, trainer.args.per_device_train_batch_size)
-        trainer.training_step(model, trainer.data_collator(list(rows)))
+        trainer.training_step(model, fullest(trainer._batches(list(rows))))
         model.zero_grad(set_to_none=True)
         if trainer.eval_dataset is not None:
             rows = longest(trainer.eval_dataset, trainer.args.per_device_eval_batch_size)
-            loader = DataLoader(rows, len(rows), collate_fn=trainer.data_collator)
+            loader = DataLoader(rows, len(rows), collate_fn=trainer._eval_batches)
             trainer.evaluation_loop(loader, "probe")
     finally:
         del ballast
@@ -35,6 +37,12 @@ def probe_memory(trainer: RecipeTrainer) -> None:
         model.train(training)
         trainer._metrics, trainer._total_train_tokens = metrics, tokens
         rng.restore(state)
+
+
+def fullest(step: dict[str, Any]) -> dict[str, Any]:
+    """The two largest micro-batches of a step; the second also finds the gradients of the first."""
+    parts = sorted(step["micro_batches"], key=lambda part: -part["input_ids"].numel())
+    return step | {"micro_batches": parts[:2]}
 
 
 def longest(rows: Dataset, count: int) -> Dataset:

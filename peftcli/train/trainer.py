@@ -20,6 +20,7 @@ from peftcli.train import checkpoints
 from peftcli.train.batches import Batches, model_inputs
 from peftcli.train.fast.model import FastModel
 from peftcli.train.flat import FlatParameters, forget_settings
+from peftcli.train.guard import Guard
 from peftcli.train.health import Health
 from peftcli.train.kernels import attention_kernels
 from peftcli.train.unlogged import Unlogged
@@ -50,7 +51,10 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         """What the step runs on, in words."""
         self._flat: FlatParameters | None = None
         self._in_train_mode = False  # PEFT's wrapper says so of itself before its base is
+        self.late = args.device.type == "cuda"
+        """Whether a step's figures are read while the next step runs, not before it starts."""
         self._unlogged: list[Unlogged] = []
+        self._guard: Guard | None = None
         self._multipliers = learning_rate_multipliers
         self._keep = keep_checkpoints
         self._check_interruption = check_interruption
@@ -84,6 +88,9 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
                 optimizer.add_param_group({"params": chosen, **options})
         if type(optimizer).__module__.startswith("bitsandbytes"):
             self._flat = FlatParameters(optimizer)
+        stops = self._health.on_nonfinite == "stop" and not self._health.scaled
+        if self.late and stops and Guard.fits(optimizer):
+            self._guard = Guard(optimizer, self.args.device)
         return optimizer
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader[Any]:
@@ -144,29 +151,34 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         start_time: float,
         learning_rate: float | None = None,
     ) -> None:
-        """On a GPU, a step's figures are read while the next step runs, not before it starts."""
-        if self.control.should_log and tr_loss.is_cuda:
-            step = self.state.global_step
-            rate = self._get_learning_rate() if learning_rate is None else learning_rate
-            self._unlogged.append(Unlogged(step, self.state.epoch, rate, tr_loss, grad_norm))
-            tr_loss.zero_()
-            self._globalstep_last_logged = step
-            self.control.should_log = False
-            control = self.control
+        """Note the step's figures on a GPU; all are read before anything is kept or looked at."""
+        if self.late:
+            step, control = self.state.global_step, self.control
+            if control.should_log:
+                rate = self._get_learning_rate() if learning_rate is None else learning_rate
+                self._unlogged.append(Unlogged(step, self.state.epoch, rate, tr_loss, grad_norm))
+                tr_loss.zero_()
+                self._globalstep_last_logged = step
+                control.should_log = False
             soon = control.should_evaluate or control.should_save or control.should_training_stop
-            self._log_finished(start_time, leave=0 if soon or step >= self.state.max_steps else 1)
+            self._log_finished(leave=0 if soon or step >= self.state.max_steps else 1)
         super()._maybe_log_save_evaluate(
             tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate
         )
 
-    def _log_finished(self, start_time: float, leave: int) -> None:
+    def _log_finished(self, leave: int) -> None:
+        """Judge and log what was noted, but for the last `leave` steps; stop at a bad one."""
         now = self.state.global_step, self.state.epoch
         while len(self._unlogged) > leave:
             entry = self._unlogged.pop(0)
             self.state.global_step, self.state.epoch = entry.step, entry.epoch
             logs = entry.read()
+            if self._guard is not None:
+                self._health.admits(entry.step, logs["loss"], logs["grad_norm"])
+                if self._health.failure is not None:
+                    self._unlogged.clear()  # a step that began before this one was looked at
             self._total_loss_scalar += logs["loss"]
-            self.log(logs, start_time)
+            self.log(logs)
         self.state.global_step, self.state.epoch = now
 
     def _run_epoch(self, **inputs: Any) -> None:
@@ -179,6 +191,10 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         """Clip, and drop a gradient that the optimizer must not use."""
         norm: torch.Tensor = super()._clip_grad_norm(model)
+        if self._guard is not None:
+            self._guard.judge(self._tr_loss, norm)
+            return norm
+        self._log_finished(leave=0)  # of the step before, while the GPU is still at this one
         if not self._health.admits(self.state.global_step + 1, float(self._tr_loss), float(norm)):
             model.zero_grad(set_to_none=True)
             self.optimizer.zero_grad(set_to_none=True)
@@ -196,7 +212,8 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         model = self.accelerator.unwrap_model(self.model)
         was_training = model.training
         model.eval()
-        loss_sum, tokens = 0.0, 0
+        # On the device: reading each sum would wait for it.
+        loss_sum, tokens = torch.zeros((), dtype=torch.float64, device=self.args.device), 0
         if self.fast is not None:
             self.fast.refresh()
         for step in dataloader:
@@ -206,7 +223,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
                 with torch.no_grad(), self.compute_loss_context_manager():
                     loss_sum += self._loss_sum(model, batch)
         model.train(was_training)
-        loss = loss_sum / tokens if tokens else math.nan
+        loss = float(loss_sum) / tokens if tokens else math.nan
         return EvalLoopOutput(
             predictions=None,
             label_ids=None,
@@ -214,11 +231,12 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             num_samples=len(self.eval_dataset),
         )
 
-    def _loss_sum(self, model: torch.nn.Module, batch: dict[str, Any]) -> float:
+    def _loss_sum(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         if self.fast is not None:
-            return float(self.fast.loss(batch, torch.ones((), device=self.args.device)))
+            return self.fast.loss(batch, torch.ones((), device=self.args.device)).double()
         outputs = model(**model_inputs(batch), use_cache=False, fused_lm_head=True)
-        return -float(outputs.log_probs.double().sum())
+        found: torch.Tensor = -outputs.log_probs.double().sum()
+        return found
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: torch.nn.Module | None = None

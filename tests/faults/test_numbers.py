@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from poison import poison
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -19,8 +20,6 @@ from peftcli.recipe.load import LoadedRecipe, validate
 from peftcli.train import checkpoints
 from peftcli.train.health import EXPLOSIONS, STUCK, STUCK_WARNING, ZERO_WARNING, Health
 from peftcli.train.run import Options, TrainResult, run
-
-POISON = "Z"
 
 
 def recipe(base: Path, rows: Path, output: Path, **training: object) -> LoadedRecipe:
@@ -37,16 +36,7 @@ def recipe(base: Path, rows: Path, output: Path, **training: object) -> LoadedRe
 @pytest.fixture
 def poisoned(base_model: Path, rows: Path, tmp_path: Path) -> tuple[Path, Path]:
     """A base to which one letter means nothing finite, and rows of which one has that letter."""
-    folder = tmp_path / "poisoned"
-    shutil.copytree(base_model, folder)
-    model = AutoModelForCausalLM.from_pretrained(base_model)
-    tokens = json.loads((base_model / "tokenizer.json").read_text())["model"]["vocab"]
-    model.model.embed_tokens.weight.data[tokens[POISON]] = math.nan
-    model.save_pretrained(folder)
-    lines = rows.read_text().splitlines()
-    lines[20] = lines[20].replace("twice", f"twi{POISON}ce")
-    rows.write_text("\n".join(lines) + "\n")
-    return folder, rows
+    return poison(base_model, rows, tmp_path / "poisoned"), rows
 
 
 def finite(folder: Path) -> bool:
