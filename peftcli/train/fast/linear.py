@@ -1,21 +1,19 @@
 """Forward and backward products of a group of linears, frozen weights and LoRA factors together.
 
-y = [x | x A'] [W | s B]' + b is one product for all layers of a group. For the backward pass only
-x A', which is as narrow as the ranks, is kept beside the input. Where the input is a norm's output,
-the input of the norm is kept instead: dA = dz' norm(x) = ((dz / rms)' x) * weight, so the normed
-rows are never needed again.
+y = [x | x A'] [W | s B]' + b is one product for all layers of a group (two with fp8 weights). For
+the backward pass only x A', which is as narrow as the ranks, is kept beside the input. Where the
+input is a norm's output, the input of the norm is kept instead: dA = dz' norm(x) = ((dz / rms)' x)
+* weight, so the normed rows are never needed again.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from peftcli.train.fast import ops
 from peftcli.train.fast.lora import Group
-from peftcli.train.fast.weights import aligned
 
 
 @dataclass(frozen=True)
@@ -27,13 +25,13 @@ class Norm:
 
 
 def room_for_input(group: Group, x: Tensor) -> Tensor:
-    """(tokens x inputs + columns of the update), in which the input takes the first columns."""
-    return aligned(len(x), group.weights.inputs + group.columns, x.dtype, x.device)
+    """Room for (tokens x inputs), in which the input takes the first columns."""
+    return group.weights.room(x, group.weights.inputs)
 
 
 def room_for_output(group: Group, x: Tensor) -> Tensor:
-    """(tokens x outputs + columns of the update), in which the output takes the first columns."""
-    return aligned(len(x), group.weights.outputs + group.columns, x.dtype, x.device)
+    """Room for (tokens x outputs), in which the output takes the first columns."""
+    return group.weights.room(x, group.weights.outputs)
 
 
 def forward_in_place(
@@ -43,47 +41,28 @@ def forward_in_place(
 
     `wide` comes from `room_for_input`, `out` from `room_for_output`.
     """
-    weights, low = group.weights, None
-    matrix = weights.matrix()[: weights.outputs].T
-    if group.columns:
-        low = wide[:, : weights.inputs] @ weights.shadow_a.T
-        wide[:, weights.inputs :] = low
-    if out is not None:
-        out = out[:, : weights.outputs]
-    if group.bias is None:
-        return torch.mm(wide, matrix, out=out), low
-    return torch.addmm(group.bias, wide, matrix, out=out), low
+    weights = group.weights
+    low = wide[:, : weights.inputs] @ weights.shadow_a.T if group.columns else None
+    return weights.forward_in_place(wide, low, group.bias, out), low
 
 
 def forward(group: Group, x: Tensor) -> tuple[Tensor, Tensor | None]:
     """The same for an input that lies somewhere else and would have to be copied."""
-    weights = group.weights
-    matrix = weights.matrix()[: weights.outputs, : weights.inputs].T
-    y = x @ matrix if group.bias is None else torch.addmm(group.bias, x, matrix)
-    if not group.columns:
-        return y, None
-    low = x @ weights.shadow_a.T
-    return y.addmm_(low, weights.shadow_b.T), low
+    low = x @ group.weights.shadow_a.T if group.columns else None
+    return group.weights.forward(x, low, group.bias), low
 
 
 def backward_in_place(group: Group, wide: Tensor) -> tuple[Tensor, Tensor | None]:
     """Gradients of the input and of x A'; `wide` holds the output's in `room_for_output`."""
-    weights, dlow = group.weights, None
-    matrix = weights.matrix()[:, : weights.inputs]
-    if group.columns:
-        dlow = wide[:, : weights.outputs] @ weights.shadow_b
-        wide[:, weights.outputs :] = dlow
-    return wide @ matrix, dlow
+    weights = group.weights
+    dlow = wide[:, : weights.outputs] @ weights.shadow_b if group.columns else None
+    return weights.backward_in_place(wide, dlow), dlow
 
 
 def backward_input(group: Group, dy: Tensor) -> tuple[Tensor, Tensor | None]:
     """The same where the output's gradient lies somewhere else."""
-    weights = group.weights
-    dx = dy @ weights.matrix()[: weights.outputs, : weights.inputs]
-    if not group.columns:
-        return dx, None
-    dlow = dy @ weights.shadow_b
-    return dx.addmm_(dlow, weights.shadow_a), dlow
+    dlow = dy @ group.weights.shadow_b if group.columns else None
+    return group.weights.backward(dy, dlow), dlow
 
 
 def backward_factors(group: Group, dy: Tensor, low: Tensor, a_grads: Tensor) -> list[Tensor | None]:

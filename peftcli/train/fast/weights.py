@@ -6,7 +6,8 @@ A group is one matrix, with the scaled B matrices beside the weights and the A m
     A |            [dy | dy s B] [W ; A]  the gradient of the input: one product each.
 
 In 16 bits the base's own weights move into that matrix, and the model's parameters become views of
-it; 4-bit weights are expanded into a buffer when they are used.
+it; 4-bit weights are expanded into a buffer when they are used. Weights in fp8 (`fp8.py`) are
+multiplied as they are, and the factors' share is added.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ _SCRATCH: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
 class Weights(Protocol):
-    """The matrix of one group."""
+    """The frozen weights of one group, and the products with them.
+
+    `low` is x A' and `dlow` the gradient of it, None without adapters. Inputs of the products in
+    place lie in a `room`, outputs of the forward pass may.
+    """
 
     inputs: int
     outputs: int
@@ -29,11 +34,67 @@ class Weights(Protocol):
     shadow_b: Tensor
     """(outputs x columns of the update): the scaled B matrices, block by block."""
 
+    def room(self, like: Tensor, columns: int) -> Tensor:
+        """(tokens x columns or more), of which an input or output takes the first columns."""
+
+    def forward(self, x: Tensor, low: Tensor | None, bias: Tensor | None) -> Tensor:
+        """x W' + low (s B)' + bias."""
+
+    def forward_in_place(
+        self, wide: Tensor, low: Tensor | None, bias: Tensor | None, out: Tensor | None
+    ) -> Tensor:
+        """The same for an input in its room, into the room `out` if there is one."""
+
+    def backward(self, dy: Tensor, dlow: Tensor | None) -> Tensor:
+        """dy W + dlow A."""
+
+    def backward_in_place(self, wide: Tensor, dlow: Tensor | None) -> Tensor:
+        """The same for a gradient in its room."""
+
+
+class Matrix:
+    """Products with a group that is one matrix whenever it is used."""
+
+    inputs: int
+    outputs: int
+    shadow_a: Tensor
+    shadow_b: Tensor
+
     def matrix(self) -> Tensor:
         """(outputs + columns x inputs + columns); of 4-bit layers until any group's next call."""
+        raise NotImplementedError
+
+    def room(self, like: Tensor, columns: int) -> Tensor:
+        return aligned(len(like), columns + len(self.shadow_a), like.dtype, like.device)
+
+    def forward(self, x: Tensor, low: Tensor | None, bias: Tensor | None) -> Tensor:
+        matrix = self.matrix()[: self.outputs, : self.inputs].T
+        y = x @ matrix if bias is None else torch.addmm(bias, x, matrix)
+        return y if low is None else y.addmm_(low, self.shadow_b.T)
+
+    def forward_in_place(
+        self, wide: Tensor, low: Tensor | None, bias: Tensor | None, out: Tensor | None
+    ) -> Tensor:
+        if low is not None:
+            wide[:, self.inputs :] = low
+        matrix = self.matrix()[: self.outputs].T
+        if out is not None:
+            out = out[:, : self.outputs]
+        if bias is None:
+            return torch.mm(wide, matrix, out=out)
+        return torch.addmm(bias, wide, matrix, out=out)
+
+    def backward(self, dy: Tensor, dlow: Tensor | None) -> Tensor:
+        dx = dy @ self.matrix()[: self.outputs, : self.inputs]
+        return dx if dlow is None else dx.addmm_(dlow, self.shadow_a)
+
+    def backward_in_place(self, wide: Tensor, dlow: Tensor | None) -> Tensor:
+        if dlow is not None:
+            wide[:, self.outputs :] = dlow
+        return wide @ self.matrix()[:, : self.inputs]
 
 
-class Resident:
+class Resident(Matrix):
     """A group in 16 bits (or more), held as one matrix."""
 
     def __init__(self, layers: list[nn.Linear], columns: int) -> None:
@@ -56,7 +117,7 @@ class Resident:
         return self._matrix
 
 
-class Quantized:
+class Quantized(Matrix):
     """A group in 4 bits, expanded at each use."""
 
     def __init__(self, layers: list[Any], columns: int) -> None:
