@@ -33,6 +33,7 @@ def quantize_weight(weight: Tensor, codes: Tensor, scales: Tensor) -> None:
         codes[part], scales[part] = quantize_rows(weight[part])
 
 
+@torch.no_grad()
 def round_trip(weight: Tensor) -> Tensor:
     """What a weight is after quantising, in float32."""
     rounded = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)

@@ -15,8 +15,8 @@ METHODS: dict[str, type[Method]] = {"lora": Lora, "qlora": Qlora, "adapter": Ada
 AnyMethod = Annotated[Lora | Qlora | Adapter | Full, Field(discriminator="name")]
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "lora": {"name": "lora"},
-    "dora": {"name": "lora", "use_dora": True},
+    "lora": {"name": "lora", "quantization": None},
+    "dora": {"name": "lora", "quantization": None, "use_dora": True},
     "qlora": {"name": "qlora"},
     "adapter": {"name": "adapter"},
     "adapter, 4-bit": {"name": "adapter", "quantization": "nf4"},

@@ -11,7 +11,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from peftcli.architecture.families import family_of
 from peftcli.methods.base import (
@@ -208,6 +208,13 @@ class Lora(LowRank):
     name: Literal["lora"] = "lora"
     quantization: Literal["fp8"] | None = None
     """`fp8` freezes the base in 8 bits: faster and smaller, on cards that multiply in fp8."""
+
+    @field_validator("quantization", mode="before")
+    @classmethod
+    def _not_four_bits(cls, value: object) -> object:
+        if value in ("nf4", "fp4"):
+            raise ValueError(f"{value} belongs to `name: qlora`; lora takes `fp8`, or none at all")
+        return value
 
     @property
     def frozen_in_fp8(self) -> bool:

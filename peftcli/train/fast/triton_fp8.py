@@ -25,31 +25,30 @@ def _scaled(x, factors, at, inside, FACTORS: tl.constexpr):
 
 @triton.jit
 def _quantize_rows_kernel(
-    x, factors, codes, scales, stride, columns, FACTORS: tl.constexpr, WHOLE: tl.constexpr,
+    x, factors, codes, scales, stride, COLUMNS: tl.constexpr, FACTORS: tl.constexpr,
     LARGEST: tl.constexpr, FLOOR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     x += row * stride
-    codes += row * columns
+    codes += row * COLUMNS
     at = tl.arange(0, BLOCK)
-    if WHOLE:
-        values = _scaled(x, factors, at, at < columns, FACTORS)
+    if COLUMNS <= BLOCK:
+        values = _scaled(x, factors, at, at < COLUMNS, FACTORS)
         highest = tl.maximum(tl.max(tl.abs(values), 0), FLOOR)
-        tl.store(scales + row, highest / LARGEST)
         coded = (values * (LARGEST / highest)).to(codes.dtype.element_ty)
-        tl.store(codes + at, coded, mask=at < columns)
+        tl.store(codes + at, coded, mask=at < COLUMNS)
     else:
         most = tl.zeros([BLOCK], tl.float32)
-        for first in range(0, columns, BLOCK):
+        for first in range(0, COLUMNS, BLOCK):
             here = first + at
-            most = tl.maximum(most, tl.abs(_scaled(x, factors, here, here < columns, FACTORS)))
+            most = tl.maximum(most, tl.abs(_scaled(x, factors, here, here < COLUMNS, FACTORS)))
         highest = tl.maximum(tl.max(most, 0), FLOOR)
-        tl.store(scales + row, highest / LARGEST)
-        for first in range(0, columns, BLOCK):
+        for first in range(0, COLUMNS, BLOCK):
             here = first + at
-            values = _scaled(x, factors, here, here < columns, FACTORS)
+            values = _scaled(x, factors, here, here < COLUMNS, FACTORS)
             coded = (values * (LARGEST / highest)).to(codes.dtype.element_ty)
-            tl.store(codes + here, coded, mask=here < columns)
+            tl.store(codes + here, coded, mask=here < COLUMNS)
+    tl.store(scales + row, highest / LARGEST)
 
 
 def quantize_rows(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -59,8 +58,8 @@ def quantize_rows(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Ten
     scales = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     block = min(triton.next_power_of_2(columns), WHOLE)
     _quantize_rows_kernel[(rows,)](
-        x, x if factors is None else factors, codes, scales, x.stride(0), columns,
-        FACTORS=factors is not None, WHOLE=columns <= block, LARGEST=fp8.LARGEST, FLOOR=fp8.FLOOR,
+        x, x if factors is None else factors, codes, scales, x.stride(0),
+        COLUMNS=columns, FACTORS=factors is not None, LARGEST=fp8.LARGEST, FLOOR=fp8.FLOOR,
         BLOCK=block, num_warps=min(16, max(1, block // 512)),
     )  # fmt: skip
     return codes, scales
