@@ -13,12 +13,14 @@ in 16 bits, and their share is added.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from peftcli import fp8
+from peftcli.train.fast import ops
 
 MULTIPLE = 16  # what the matrix units want both sides of an fp8 matrix to be
 # Sums stay in the matrix units, which keep about 14 bits of them (arXiv 2412.19437), beside codes
@@ -26,6 +28,16 @@ MULTIPLE = 16  # what the matrix units want both sides of an fp8 matrix to be
 FAST_SUMS = True
 
 _TURNED: dict[torch.device, Tensor] = {}
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Rows in 16 bits, for the factors, and in 8, for the weights."""
+
+    values: Tensor
+    codes: Tensor
+    scales: Tensor
+    """(rows x 1)"""
 
 
 class Fp8:
@@ -47,31 +59,65 @@ class Fp8:
             layer.weight.data = self.codes[rows]  # which frees the 16-bit weight
             start = rows.stop
 
+        self._ones = torch.ones(1, self.inputs, dtype=torch.float32, device=first.device)
+
     def room(self, like: Tensor, columns: int) -> Tensor:
         """Nothing is kept beside it: the products want rows that lie end to end."""
         return like.new_empty(len(like), columns)
 
+    def normed(self, x: Tensor, weight: Tensor, epsilon: float) -> tuple[Coded, Tensor]:
+        values = torch.empty_like(x)
+        if x.is_cuda:
+            from peftcli.train.fast import triton_fp8
+
+            *codes, rstd = triton_fp8.rms_norm(x, weight, epsilon, values)
+            return Coded(values, *codes), rstd
+        rstd = ops.rms_norm(x, weight, epsilon, values)
+        return coded(values), rstd
+
+    def gated(self, both: Tensor) -> Coded:
+        values = self.room(both, self.inputs)
+        if both.is_cuda:
+            from peftcli.train.fast import triton_fp8
+
+            return Coded(values, *triton_fp8.swiglu(both, values))
+        ops.swiglu(both, values)
+        return coded(values)
+
+    def gated_backward(self, dh: Tensor, room: Tensor) -> Coded:
+        if room.is_cuda:
+            from peftcli.train.fast import triton_fp8
+
+            return Coded(room, *triton_fp8.swiglu_backward(dh, room, self.scales))
+        ops.swiglu_backward(dh, room)
+        return coded(room, self.scales)
+
+    def low(self, wide: Coded) -> Tensor | None:
+        return wide.values @ self.shadow_a.T if len(self.shadow_a) else None
+
     def forward(self, x: Tensor, low: Tensor | None, bias: Tensor | None) -> Tensor:
-        return self.forward_in_place(x, low, bias, None)
+        return self.forward_in_place(coded(x), low, bias, None)
 
     def forward_in_place(
-        self, wide: Tensor, low: Tensor | None, bias: Tensor | None, out: Tensor | None
+        self, wide: Coded, low: Tensor | None, bias: Tensor | None, out: Tensor | None
     ) -> Tensor:
-        codes, scales = quantize_rows(wide)
-        if out is None:
-            out = self.room(wide, self.outputs)
-        multiply(codes, self.codes.T, scales, self.scales.T, bias, out)
-        return out if low is None else out.addmm_(low, self.shadow_b.T)
+        y = self.room(wide.values, self.outputs) if out is None else out
+        multiply(wide.codes, self.codes.T, wide.scales, self.scales.T, bias, y)
+        return y if low is None else y.addmm_(low, self.shadow_b.T)
 
     def backward(self, dy: Tensor, dlow: Tensor | None) -> Tensor:
-        codes, scales = quantize_rows(dy, self.scales)
-        dx = dy.new_empty(len(dy), self.inputs)
-        ones = torch.ones(1, self.inputs, dtype=torch.float32, device=dy.device)
-        multiply(codes, turned(self.codes), scales, ones, None, dx)
+        return self.backward_in_place(dy, dlow)
+
+    def backward_in_place(self, wide: Tensor | Coded, dlow: Tensor | None) -> Tensor:
+        dy = wide if isinstance(wide, Coded) else coded(wide, self.scales)
+        dx = self.room(dy.values, self.inputs)
+        multiply(dy.codes, turned(self.codes), dy.scales, self._ones, None, dx)
         return dx if dlow is None else dx.addmm_(dlow, self.shadow_a)
 
-    def backward_in_place(self, wide: Tensor, dlow: Tensor | None) -> Tensor:
-        return self.backward(wide, dlow)
+
+def coded(values: Tensor, factors: Tensor | None = None) -> Coded:
+    """Rows with their codes; of a gradient with those of its product with the weights' scales."""
+    return Coded(values, *quantize_rows(values, factors))
 
 
 def quantize_rows(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:

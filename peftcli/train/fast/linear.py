@@ -9,6 +9,7 @@ input is a norm's output, the input of the norm is kept instead: dA = dz' norm(x
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -24,26 +25,20 @@ class Norm:
     epsilon: float
 
 
-def room_for_input(group: Group, x: Tensor) -> Tensor:
-    """Room for (tokens x inputs), in which the input takes the first columns."""
-    return group.weights.room(x, group.weights.inputs)
-
-
 def room_for_output(group: Group, x: Tensor) -> Tensor:
     """Room for (tokens x outputs), in which the output takes the first columns."""
     return group.weights.room(x, group.weights.outputs)
 
 
 def forward_in_place(
-    group: Group, wide: Tensor, out: Tensor | None = None
+    group: Group, wide: Any, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Outputs of all layers side by side, and x A' (None without adapters).
 
-    `wide` comes from `room_for_input`, `out` from `room_for_output`.
+    `wide` is an input in the form of the group's weights, `out` comes from `room_for_output`.
     """
-    weights = group.weights
-    low = wide[:, : weights.inputs] @ weights.shadow_a.T if group.columns else None
-    return weights.forward_in_place(wide, low, group.bias, out), low
+    low = group.weights.low(wide)
+    return group.weights.forward_in_place(wide, low, group.bias, out), low
 
 
 def forward(group: Group, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -52,15 +47,8 @@ def forward(group: Group, x: Tensor) -> tuple[Tensor, Tensor | None]:
     return group.weights.forward(x, low, group.bias), low
 
 
-def backward_in_place(group: Group, wide: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the input and of x A'; `wide` holds the output's in `room_for_output`."""
-    weights = group.weights
-    dlow = wide[:, : weights.outputs] @ weights.shadow_b if group.columns else None
-    return weights.backward_in_place(wide, dlow), dlow
-
-
 def backward_input(group: Group, dy: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The same where the output's gradient lies somewhere else."""
+    """Gradients of the input and of x A'."""
     dlow = dy @ group.weights.shadow_b if group.columns else None
     return group.weights.backward(dy, dlow), dlow
 
@@ -79,27 +67,26 @@ def backward_factors(group: Group, dy: Tensor, low: Tensor, a_grads: Tensor) -> 
 
 
 def backward_normed(
-    group: Group, wide: Tensor, x: Tensor, low: Tensor | None, norm: Norm, rstd: Tensor,
+    group: Group, room: Tensor, wide: Any, x: Tensor, low: Tensor | None, norm: Norm, rstd: Tensor,
     skip: Tensor | None, needs_input: bool,
 ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
     """Back through a group and the norm before it, whose input is `x`; `skip` is added.
 
-    `wide` holds the gradient of the group's output in `room_for_output`.
+    `room`, from `room_for_output`, holds the gradient of the group's output; `wide` is the same in
+    the form of the group's weights.
     """
-    dx = dlow = None
-    dy = wide[:, : group.weights.outputs]
+    dx, weights = None, group.weights
+    dy = room[:, : weights.outputs]
+    dlow = None if low is None else dy @ weights.shadow_b
     if needs_input:
-        dx, dlow = backward_in_place(group, wide)
+        dx = weights.backward_in_place(wide, dlow)
         dx = ops.rms_norm_backward(dx, x, norm.weight, rstd, skip)
-    elif low is not None:
-        dlow = dy @ group.weights.shadow_b
     if low is None or dlow is None:
         return dx, [None] * len(group.parameters())
     a_grads = ((dlow * rstd[:, None]).to(x.dtype).T @ x).mul_(norm.weight)
     return dx, backward_factors(group, dy, low, a_grads)
 
 
-def normed(group: Group, x: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
-    """norm(x) with room for the update, and 1/rms."""
-    wide = room_for_input(group, x)
-    return wide, ops.rms_norm(x, norm.weight, norm.epsilon, wide[:, : x.shape[1]])
+def normed(group: Group, x: Tensor, norm: Norm) -> tuple[Any, Tensor]:
+    """norm(x) in the form of the group's weights, and 1/rms."""
+    return group.weights.normed(x, norm.weight, norm.epsilon)

@@ -17,14 +17,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from peftcli.train.fast import ops
+
 _SCRATCH: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
 class Weights(Protocol):
     """The frozen weights of one group, and the products with them.
 
-    `low` is x A' and `dlow` the gradient of it, None without adapters. Inputs of the products in
-    place lie in a `room`, outputs of the forward pass may.
+    `wide` is an input or a gradient in the form that suits the products: what `normed`, `gated` or
+    `gated_backward` gave, or a `room` with the values in its first columns. `low` is x A' and
+    `dlow` its gradient, None without adapters.
     """
 
     inputs: int
@@ -37,19 +40,31 @@ class Weights(Protocol):
     def room(self, like: Tensor, columns: int) -> Tensor:
         """(tokens x columns or more), of which an input or output takes the first columns."""
 
+    def normed(self, x: Tensor, weight: Tensor, epsilon: float) -> tuple[Any, Tensor]:
+        """RMS norm of x, as an input, and 1/rms."""
+
+    def gated(self, both: Tensor) -> Any:
+        """silu(gate) * up, as an input; `both` holds the two side by side."""
+
+    def gated_backward(self, dh: Tensor, room: Tensor) -> Any:
+        """Overwrites the gradient of h with h, gate and up in `room` with theirs; the latter."""
+
+    def low(self, wide: Any) -> Tensor | None:
+        """x A' of an input."""
+
     def forward(self, x: Tensor, low: Tensor | None, bias: Tensor | None) -> Tensor:
         """x W' + low (s B)' + bias."""
 
     def forward_in_place(
-        self, wide: Tensor, low: Tensor | None, bias: Tensor | None, out: Tensor | None
+        self, wide: Any, low: Tensor | None, bias: Tensor | None, out: Tensor | None
     ) -> Tensor:
-        """The same for an input in its room, into the room `out` if there is one."""
+        """The same for an input in its form, into the room `out` if there is one."""
 
     def backward(self, dy: Tensor, dlow: Tensor | None) -> Tensor:
         """dy W + dlow A."""
 
-    def backward_in_place(self, wide: Tensor, dlow: Tensor | None) -> Tensor:
-        """The same for a gradient in its room."""
+    def backward_in_place(self, wide: Any, dlow: Tensor | None) -> Tensor:
+        """The same for a gradient in its form."""
 
 
 class Matrix:
@@ -66,6 +81,22 @@ class Matrix:
 
     def room(self, like: Tensor, columns: int) -> Tensor:
         return aligned(len(like), columns + len(self.shadow_a), like.dtype, like.device)
+
+    def normed(self, x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+        wide = self.room(x, self.inputs)
+        return wide, ops.rms_norm(x, weight, epsilon, wide[:, : self.inputs])
+
+    def gated(self, both: Tensor) -> Tensor:
+        wide = self.room(both, self.inputs)
+        ops.swiglu(both, wide[:, : self.inputs])
+        return wide
+
+    def gated_backward(self, dh: Tensor, room: Tensor) -> Tensor:
+        ops.swiglu_backward(dh, room[:, : self.outputs])
+        return room
+
+    def low(self, wide: Tensor) -> Tensor | None:
+        return wide[:, : self.inputs] @ self.shadow_a.T if len(self.shadow_a) else None
 
     def forward(self, x: Tensor, low: Tensor | None, bias: Tensor | None) -> Tensor:
         matrix = self.matrix()[: self.outputs, : self.inputs].T

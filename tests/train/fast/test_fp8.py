@@ -17,7 +17,7 @@ from peftcli.errors import UsageError
 from peftcli.recipe.checks import FUSED
 from peftcli.train import attention
 from peftcli.train.batches import Batches, model_inputs
-from peftcli.train.fast.fp8 import Fp8
+from peftcli.train.fast.fp8 import Fp8, coded
 from peftcli.train.fast.model import accelerate
 from peftcli.train.kernels import fast_model
 
@@ -132,7 +132,7 @@ def test_products_are_those_of_the_rounded_weights_where_inputs_need_no_rounding
     wanted = x.double() @ rounded.T + low.double() @ weights.shadow_b.double().T + bias.double()
     room = weights.room(x, 64)
     torch.testing.assert_close(weights.forward(x, low, bias).double(), wanted, rtol=0, atol=1e-4)
-    assert weights.forward_in_place(x, low, bias, room) is room
+    assert weights.forward_in_place(coded(x), low, bias, room) is room
     torch.testing.assert_close(room.double(), wanted, rtol=0, atol=1e-4)
     dy = exact(5, 64) / weights.scales.T  # what is rounded is dy times the scales
     wanted = dy.double() @ rounded + low.double() @ weights.shadow_a.double()
@@ -219,7 +219,8 @@ def test_matrix_units_give_what_the_plain_twin_gives(
     low = torch.randn(tokens, 16).bfloat16()
     added = torch.randn(plain.outputs).bfloat16() if bias else None
     room = quick.room(x.cuda(), plain.outputs)
-    quick.forward_in_place(x.cuda(), low.cuda(), None if added is None else added.cuda(), room)
+    more = None if added is None else added.cuda()
+    quick.forward_in_place(coded(x.cuda()), low.cuda(), more, room)
     near(room, plain.forward(x, low, added), 1e-2)
     near(quick.backward(dy.cuda(), low.cuda()), plain.backward(dy, low), 1e-2)
 

@@ -165,3 +165,39 @@ def test_bytes_are_turned_over(shape: tuple[int, int]) -> None:
     target = torch.zeros(shape[1], shape[0], dtype=torch.uint8, device=DEVICE)
     triton_fp8.turn(source.view(fp8.DTYPE), target.view(fp8.DTYPE))
     assert torch.equal(target, source.T)
+
+
+def same_codes(
+    found: tuple[torch.Tensor, torch.Tensor], wanted: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """All but a few: the interpreter halves what rounds up to a power of two; GPUs have ties."""
+    torch.testing.assert_close(found[1].cpu(), wanted[1], rtol=1e-2, atol=0)
+    assert (found[0].float().cpu() != wanted[0].float()).float().mean() < 0.05
+
+
+@pytest.mark.parametrize("columns", [64, 96, 2048])
+def test_rms_norm_with_codes(columns: int, dtype: torch.dtype) -> None:
+    x = made(7, columns, dtype=dtype)
+    weight = (torch.rand(columns) + 0.5).to(dtype).to(DEVICE)
+    values, wanted = torch.empty_like(x), torch.empty_like(x)
+    codes, scales, rstd = triton_fp8.rms_norm(x, weight, 1e-5, values)
+    near(rstd, triton_ops.rms_norm(x, weight, 1e-5, wanted), torch.float32)
+    assert torch.equal(values, wanted)
+    same_codes((codes, scales), fp8.quantize_rows(wanted.cpu()))
+
+
+@pytest.mark.parametrize("columns", [24, 2500])
+def test_swiglu_with_codes_and_its_gradient(columns: int, dtype: torch.dtype) -> None:
+    both, dh = made(5, 2 * columns, dtype=dtype), made(5, columns, dtype=dtype)
+    factors = torch.rand(2 * columns, 1).to(DEVICE) + 0.1
+    values, wanted = torch.empty_like(dh), torch.empty_like(dh)
+    codes = triton_fp8.swiglu(both, values)
+    triton_ops.swiglu(both, wanted)
+    assert torch.equal(values, wanted)
+    same_codes(codes, fp8.quantize_rows(wanted.cpu()))
+    again, product = both.clone(), dh.clone()
+    triton_ops.swiglu_backward(product, again)
+    codes = triton_fp8.swiglu_backward(dh, both, factors)
+    near(both, again, dtype)
+    near(dh, product, dtype)
+    same_codes(codes, fp8.quantize_rows(both.cpu(), factors.cpu().T))
