@@ -16,6 +16,7 @@ from peftcli.estimate.prices import prices
 Speed = Literal["measured", "published", "data sheet"]
 MIB = 2**20
 GIB = 2**30
+FP8_FROM = 89  # compute capability times ten: Ada, Hopper and later
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ one percent of that on dense Llama-like models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peftcli.estimate.groups import factors_and_room
 from peftcli.estimate.layer import (
@@ -51,8 +51,11 @@ def training_peak(plan: Plan) -> Peak:
 
 
 def loading_peak(plan: Plan) -> float:
-    """Bytes while the base loads: the weights, and the largest tensor in 16 bits."""
-    held = weights(plan)
+    """Bytes while the base loads: the weights, and the largest tensor in 16 bits.
+
+    A base for fp8 loads in 16 bits first, and is turned into 8 layer by layer.
+    """
+    held = weights(replace(plan, quantization=None) if plan.quantization == "fp8" else plan)
     sizes = [x.weights for x in plan.architecture.linears]
     embedding = plan.architecture.vocab_size * plan.architecture.hidden_size
     return held.base() + 2 * max(embedding, *sizes)

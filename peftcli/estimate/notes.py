@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from peftcli.architecture.shapes import CheckpointQuantization
 from peftcli.estimate.fit import CALIBRATED
-from peftcli.estimate.gpus import GIB
+from peftcli.estimate.gpus import FP8_FROM, GIB, Gpu
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.result import Rows
 from peftcli.estimate.weights import storage
 from peftcli.recipe.schema import Recipe
 
 
-def notes_on(recipe: Recipe, plan: Plan, rows: Rows) -> Iterator[str]:
+def notes_on(recipe: Recipe, plan: Plan, rows: Rows, gpu: Gpu) -> Iterator[str]:
     """One sentence for each doubt."""
     architecture = plan.architecture
     if not architecture.exact:
@@ -23,6 +23,8 @@ def notes_on(recipe: Recipe, plan: Plan, rows: Rows) -> Iterator[str]:
     yield from _mixture(plan)
     if architecture.quantization is not None:
         yield _checkpoint(architecture.quantization, chosen=recipe.method)
+    if recipe.method.frozen_in_fp8 and gpu.compute < FP8_FROM:
+        yield f"{gpu.name} does not multiply in fp8: `train` refuses it there"
     if plan.magnitudes:
         yield "DoRA multiplies each update out in the shape of its weight: slow, and counted"
     if rows.how:

@@ -34,7 +34,7 @@ class Plan:
     """Bytes of one trained value and of its gradient."""
     base_bytes: int = 2
     """Bytes of a base weight that is not quantised."""
-    quantization: Literal["nf4", "fp4"] | None = None
+    quantization: Literal["nf4", "fp4", "fp8"] | None = None
     double_quantization: bool = True
     optimizer: str = "adamw_torch_fused"
     flat: bool = False

@@ -117,7 +117,7 @@ def run(
         paste=as_yaml(advice.together),
         other_gpus=() if state == "fits" else tuple(_other(x) for x in gpus_that_fit(plan)[:3]),
         own_price=price is not None,
-        notes=tuple(notes_on(recipe, plan, question.rows)),
+        notes=tuple(notes_on(recipe, plan, question.rows, gpu)),
     )
 
 

@@ -89,6 +89,8 @@ def storage(plan: Plan) -> Storage | None:
         return _stored(stored)
     if plan.quantization is None:
         return None
+    if plan.quantization == "fp8":
+        return Storage("fp8", 1 + 4 / _mean_inputs(plan), 0, experts=False)
     return Storage("4-bit", four_bits(plan.double_quantization), TABLES, experts=False)
 
 
@@ -110,6 +112,12 @@ def four_bits(double: bool) -> float:
     if double:
         return 0.5 + 1 / BLOCK + 4 / (BLOCK * SUPER_BLOCK)
     return 0.5 + 4 / BLOCK
+
+
+def _mean_inputs(plan: Plan) -> float:
+    """Weights that share a scale where each row has one."""
+    chosen = [x for x in plan.architecture.linears if x.quantizable]
+    return sum(x.count * x.weights for x in chosen) / sum(x.count * x.outputs for x in chosen)
 
 
 def quantized_elements(plan: Plan, form: Storage | None) -> tuple[int, int]:

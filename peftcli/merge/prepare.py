@@ -19,7 +19,7 @@ from peftcli.merge.compute import Arithmetic
 from peftcli.merge.identity import check_belongs
 from peftcli.merge.options import MergeOptions, WeightedAdapter
 from peftcli.merge.plan import Changes, Plan, make_plan
-from peftcli.merge.quantized import Quantization, quantized_parameters
+from peftcli.merge.quantized import Quantization
 from peftcli.merge.refuse import check_mergeable
 from peftcli.merge.result import BaseUsed
 from peftcli.merge.skeleton import Place, Unknown, check_shapes, places, skeleton
@@ -97,7 +97,7 @@ def prepare(inputs: Inputs, options: MergeOptions, tell: Tell) -> Prepared:
         found,
         _without_base_values(changes, stored, found),
         save_dtype=save_dtype,
-        quantized=quantized_parameters(rounds, config) if rounds else {},
+        quantized=rounds.parameters(config) if rounds else {},
     )
     return Prepared(
         adapters=adapters,

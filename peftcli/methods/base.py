@@ -63,7 +63,7 @@ class Footprint:
     dropout: bool = False
     magnitudes: bool = False
     """Whether the length of each row of a weight is trained too (DoRA)."""
-    quantization: Quantization | None = None
+    quantization: Quantization | Literal["fp8"] | None = None
     double_quantization: bool = True
     fusible: bool = False
     """Whether the fused functions know all that it changes (peftcli/train/fast)."""
@@ -102,6 +102,11 @@ class Method(Section):
     def quantization_config(self, dtype: str) -> BitsAndBytesConfig | None:
         """How the frozen base is quantised at load; `dtype` is the dtype the run computes in."""
         return None
+
+    @property
+    def frozen_in_fp8(self) -> bool:
+        """Whether the fused layers hold the base in fp8; plain layers cannot."""
+        return False
 
     @property
     def initializes_from_data(self) -> bool:

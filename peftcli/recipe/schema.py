@@ -339,8 +339,27 @@ class Recipe(Section):
         if gates and gates.max_merge_drift is not None and not self.method.mergeable:
             text = f"nothing is merged after `{self.method.name}`; remove it"
             found.append((("evaluation", "gates", "max_merge_drift"), text))
-        refuse_conflicts(found)
+        refuse_conflicts([*found, *self._against_fp8()])
         return self
+
+    def _against_fp8(self) -> list[tuple[tuple[str, ...], str]]:
+        """Keys that keep the fused layers away, where the base is to be in fp8."""
+        if not self.method.frozen_in_fp8:
+            return []
+        needs = "`method.quantization: fp8` needs"
+        found = {
+            ("training", "kernels"): (self.training.kernels == "plain", "`auto`"),
+            ("training", "neftune_noise_alpha"): (
+                self.training.neftune_noise_alpha is not None,
+                "it absent",
+            ),
+            ("model", "attention"): (self.model.attention != "auto", "`auto`"),
+            ("model", "dtype"): (
+                self.model.dtype in ("float16", "float32"),
+                "`auto` or `bfloat16`",
+            ),
+        }
+        return [(key, f"{needs} {what}") for key, (clash, what) in found.items() if clash]
 
     @property
     def learning_rate(self) -> float:

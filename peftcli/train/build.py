@@ -88,7 +88,8 @@ def build_trainer(
     )
     fast, kernels = None, "plain layers"
     if setting.varlen and recipe.training.kernels == "auto":
-        fast, kernels = fast_model(model, setting.plan.checkpointing)
+        fp8 = recipe.method.frozen_in_fp8
+        fast, kernels = fast_model(model, setting.plan.checkpointing, fp8=fp8)
     plan = setting.plan
     if fast is not None:  # fused layers recompute themselves; twice would be once too often
         plan = replace(plan, checkpointing=False)

@@ -34,6 +34,7 @@ from peftcli.train.build import LoadBase, build_trainer, load_model
 from peftcli.train.interruption import Interruption
 from peftcli.train.monitor import Monitor
 from peftcli.train.plan import Load, decide
+from peftcli.train.precision import check_precision
 from peftcli.train.setting import Setting, pack
 
 GIB = 2**30
@@ -125,6 +126,7 @@ def measure(
 
     Raises torch.OutOfMemoryError where the card is too small. On a CPU only time is measured.
     """
+    check_precision(recipe.method, device)
     release(device)
     others = allocated(device) or 0.0  # held by this process for other reasons
 

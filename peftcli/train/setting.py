@@ -24,6 +24,7 @@ from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import cache_folder
 from peftcli.train.plan import Plan, cpu_load, decide, gpu_load
+from peftcli.train.precision import check_precision
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
     """Check the recipe against its model and prepare the rows; loads no weights."""
     recipe = loaded.recipe
     device = choose_device(recipe.training.device, recipe.model.dtype)
+    check_precision(recipe.method, device)
     architecture = architecture_from(load_config(recipe.model).to_dict(), recipe.model.name)
     check_architecture(loaded, architecture)
     tokenizer = load_tokenizer(recipe.model)

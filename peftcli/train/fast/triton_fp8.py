@@ -1,0 +1,230 @@
+"""Triton kernels around products in fp8: quantise rows where they are made, turn bytes over.
+
+Imported on CUDA only, like `triton_ops`. Rows are quantised as they are stored, in 16 bits, so that
+each kernel gives what its twin in `ops` followed by `peftcli/fp8.py` gives.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from peftcli import fp8
+
+WHOLE = 32768  # columns that one program holds in registers; longer rows are read twice
+
+
+@triton.jit
+def _scaled(x, factors, at, inside, FACTORS: tl.constexpr):
+    values = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if FACTORS:
+        values *= tl.load(factors + at, mask=inside, other=0.0)
+    return values
+
+
+@triton.jit
+def _quantize_rows_kernel(
+    x, factors, codes, scales, stride, COLUMNS: tl.constexpr, FACTORS: tl.constexpr,
+    LARGEST: tl.constexpr, FLOOR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    x += row * stride
+    codes += row * COLUMNS
+    at = tl.arange(0, BLOCK)
+    if COLUMNS <= BLOCK:
+        values = _scaled(x, factors, at, at < COLUMNS, FACTORS)
+        highest = tl.maximum(tl.max(tl.abs(values), 0), FLOOR)
+        coded = (values * (LARGEST / highest)).to(codes.dtype.element_ty)
+        tl.store(codes + at, coded, mask=at < COLUMNS)
+    else:
+        most = tl.zeros([BLOCK], tl.float32)
+        for first in range(0, COLUMNS, BLOCK):
+            here = first + at
+            most = tl.maximum(most, tl.abs(_scaled(x, factors, here, here < COLUMNS, FACTORS)))
+        highest = tl.maximum(tl.max(most, 0), FLOOR)
+        for first in range(0, COLUMNS, BLOCK):
+            here = first + at
+            values = _scaled(x, factors, here, here < COLUMNS, FACTORS)
+            coded = (values * (LARGEST / highest)).to(codes.dtype.element_ty)
+            tl.store(codes + here, coded, mask=here < COLUMNS)
+    tl.store(scales + row, highest / LARGEST)
+
+
+def quantize_rows(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(tokens x columns), times a factor for each column -> codes, and scales (tokens x 1)."""
+    rows, columns = x.shape
+    codes, scales = _room(rows, columns, x)
+    block = min(triton.next_power_of_2(columns), WHOLE)
+    _quantize_rows_kernel[(rows,)](
+        x, x if factors is None else factors, codes, scales, x.stride(0),
+        COLUMNS=columns, FACTORS=factors is not None, LARGEST=fp8.LARGEST, FLOOR=fp8.FLOOR,
+        BLOCK=block, num_warps=min(16, max(1, block // 512)),
+    )  # fmt: skip
+    return codes, scales
+
+
+@triton.jit
+def _rms_norm_kernel(
+    x, weight, y, rstd, codes, scales, columns, epsilon,
+    LARGEST: tl.constexpr, FLOOR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < columns
+    values = tl.load(x + row * columns + at, mask=inside, other=0.0)
+    wide = values.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, 0) / columns + epsilon)
+    tl.store(rstd + row, scale)
+    normed = (wide * scale).to(values.dtype).to(tl.float32)  # rounded as transformers rounds it
+    scaled = normed * tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    stored = scaled.to(values.dtype)
+    tl.store(y + row * columns + at, stored, mask=inside)
+    stored = stored.to(tl.float32)
+    highest = tl.maximum(tl.max(tl.abs(stored), 0), FLOOR)
+    coded = (stored * (LARGEST / highest)).to(codes.dtype.element_ty)
+    tl.store(codes + row * columns + at, coded, mask=inside)
+    tl.store(scales + row, highest / LARGEST)
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, epsilon: float, out: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normed rows in `out`; their codes and scales, and 1/rms of each row in float32."""
+    rows, columns = x.shape
+    codes, scales = _room(rows, columns, x)
+    rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
+    block = triton.next_power_of_2(columns)
+    _rms_norm_kernel[(rows,)](
+        x, weight, out, rstd, codes, scales, columns, epsilon,
+        LARGEST=fp8.LARGEST, FLOOR=fp8.FLOOR, BLOCK=block, num_warps=min(16, max(1, block // 512)),
+    )  # fmt: skip
+    return codes, scales, rstd
+
+
+@triton.jit
+def _swiglu_kernel(
+    both, out, codes, scales, COLUMNS: tl.constexpr,
+    LARGEST: tl.constexpr, FLOOR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    both += row * (2 * COLUMNS)
+    out += row * COLUMNS
+    codes += row * COLUMNS
+    most = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, COLUMNS, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        inside = at < COLUMNS
+        narrow = tl.load(both + at, mask=inside, other=0.0)
+        wide = narrow.to(tl.float32)
+        silu = (wide * tl.sigmoid(wide)).to(narrow.dtype).to(tl.float32)
+        up = tl.load(both + COLUMNS + at, mask=inside, other=0.0).to(tl.float32)
+        product = (silu * up).to(narrow.dtype)
+        tl.store(out + at, product, mask=inside)
+        most = tl.maximum(most, tl.abs(product.to(tl.float32)))
+    highest = tl.maximum(tl.max(most, 0), FLOOR)
+    tl.store(scales + row, highest / LARGEST)
+    tl.debug_barrier()  # what is read again was written by another warp, perhaps
+    for first in range(0, COLUMNS, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        product = tl.load(out + at, mask=at < COLUMNS, other=0.0).to(tl.float32)
+        coded = (product * (LARGEST / highest)).to(codes.dtype.element_ty)
+        tl.store(codes + at, coded, mask=at < COLUMNS)
+
+
+def swiglu(both: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """silu(gate) * up into `out`, and its codes and scales; rows of both lie end to end."""
+    rows, columns = out.shape
+    codes, scales = _room(rows, columns, out)
+    _swiglu_kernel[(rows,)](
+        both, out, codes, scales, COLUMNS=columns,
+        LARGEST=fp8.LARGEST, FLOOR=fp8.FLOOR, BLOCK=_chunk(columns), num_warps=8,
+    )  # fmt: skip
+    return codes, scales
+
+
+@triton.jit
+def _swiglu_backward_kernel(
+    dh, both, factors, codes, scales, COLUMNS: tl.constexpr,
+    LARGEST: tl.constexpr, FLOOR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    dh += row * COLUMNS
+    both += row * (2 * COLUMNS)
+    codes += row * (2 * COLUMNS)
+    most = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, COLUMNS, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        inside = at < COLUMNS
+        narrow = tl.load(both + at, mask=inside, other=0.0)
+        up = tl.load(both + COLUMNS + at, mask=inside, other=0.0).to(tl.float32)
+        grad = tl.load(dh + at, mask=inside, other=0.0).to(tl.float32)
+        wide = narrow.to(tl.float32)
+        sigmoid = tl.sigmoid(wide)
+        silu = (wide * sigmoid).to(narrow.dtype).to(tl.float32)
+        dgate = (grad * up * sigmoid * (1 + wide * (1 - sigmoid))).to(narrow.dtype)
+        dup = (grad * silu).to(narrow.dtype)
+        tl.store(dh + at, (silu * up).to(narrow.dtype), mask=inside)
+        tl.store(both + at, dgate, mask=inside)
+        tl.store(both + COLUMNS + at, dup, mask=inside)
+        gate_factor = tl.load(factors + at, mask=inside, other=0.0)
+        up_factor = tl.load(factors + COLUMNS + at, mask=inside, other=0.0)
+        most = tl.maximum(most, tl.abs(dgate.to(tl.float32) * gate_factor))
+        most = tl.maximum(most, tl.abs(dup.to(tl.float32) * up_factor))
+    highest = tl.maximum(tl.max(most, 0), FLOOR)
+    tl.store(scales + row, highest / LARGEST)
+    tl.debug_barrier()
+    for first in range(0, 2 * COLUMNS, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        inside = at < 2 * COLUMNS
+        grad = tl.load(both + at, mask=inside, other=0.0).to(tl.float32)
+        grad *= tl.load(factors + at, mask=inside, other=0.0)
+        coded = (grad * (LARGEST / highest)).to(codes.dtype.element_ty)
+        tl.store(codes + at, coded, mask=inside)
+
+
+def swiglu_backward(dh: Tensor, both: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
+    """As `triton_ops.swiglu_backward`; codes and scales of the gradients of both times factors.
+
+    Rows lie end to end; there is a factor for each column of `both`.
+    """
+    rows, columns = dh.shape
+    codes, scales = _room(rows, 2 * columns, dh)
+    _swiglu_backward_kernel[(rows,)](
+        dh, both, factors, codes, scales, COLUMNS=columns,
+        LARGEST=fp8.LARGEST, FLOOR=fp8.FLOOR, BLOCK=_chunk(columns), num_warps=8,
+    )  # fmt: skip
+    return codes, scales
+
+
+def _room(rows: int, columns: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    codes = torch.empty(rows, columns, dtype=fp8.DTYPE, device=like.device)
+    return codes, torch.empty(rows, 1, dtype=torch.float32, device=like.device)
+
+
+def _chunk(columns: int) -> int:
+    block: int = triton.next_power_of_2(columns)
+    return min(2048, block)
+
+
+@triton.jit
+def _turn_kernel(source, target, rows, columns, SIDE: tl.constexpr):
+    row = tl.program_id(1) * SIDE + tl.arange(0, SIDE)
+    column = tl.program_id(0) * SIDE + tl.arange(0, SIDE)
+    start = row.to(tl.int64)[:, None] * columns
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    tile = tl.load(source + start + column[None, :], mask=inside, other=0)
+    start = column.to(tl.int64)[:, None] * rows
+    inside = (column < columns)[:, None] & (row < rows)[None, :]
+    tl.store(target + start + row[None, :], tl.trans(tile), mask=inside)
+
+
+def turn(source: Tensor, target: Tensor) -> None:
+    """(rows x columns) bytes into (columns x rows) `target`; both lie end to end."""
+    rows, columns = source.shape
+    side = 128
+    grid = (triton.cdiv(columns, side), triton.cdiv(rows, side))
+    _turn_kernel[grid](
+        source.view(torch.uint8), target.view(torch.uint8), rows, columns, SIDE=side, num_warps=8
+    )
