@@ -54,6 +54,7 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         self.late = args.device.type == "cuda"
         """Whether a step's figures are read while the next step runs, not before it starts."""
         self._unlogged: list[Unlogged] = []
+        self._trained: list[torch.nn.Parameter] = []
         self._guard: Guard | None = None
         self._multipliers = learning_rate_multipliers
         self._keep = keep_checkpoints
@@ -74,6 +75,8 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer, with other learning rates where the method asks for them."""
         forget_settings()
+        self._trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.model.zero_grad = self._zero_grad  # the model's own walks over all modules
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         for key, factor in self._multipliers.items():
             names = {id(p): name for name, p in self.model.named_parameters()}
@@ -92,6 +95,10 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         if self.late and stops and Guard.fits(optimizer):
             self._guard = Guard(optimizer, self.args.device)
         return optimizer
+
+    def _zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self._trained:
+            parameter.grad = None
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader[Any]:
         """Held-out rows, as many at a time as `evaluation.batch_size` says."""
@@ -190,7 +197,9 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
 
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         """Clip, and drop a gradient that the optimizer must not use."""
-        norm: torch.Tensor = super()._clip_grad_norm(model)
+        norm: torch.Tensor = self.accelerator.clip_grad_norm_(
+            self._trained, self.args.max_grad_norm
+        )
         if self._guard is not None:
             self._guard.judge(self._tr_loss, norm)
             return norm
