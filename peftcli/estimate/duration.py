@@ -104,7 +104,8 @@ def micro_batch_seconds(plan: Plan, gpu: Gpu, tokens_per_row: float) -> float:
     moved = again * plan.step.traffic * kept / bandwidth
     expanded = passes(plan) * 2.5 * weights(plan).elements / min(bandwidth, plan.step.expansion)
     launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
-    each = products / rate + attention / (rate * plan.step.attention_share) + moved
+    saved = _layer_flops(plan) * (1 - 1 / plan.step.products_speed)
+    each = (products - saved) / rate + attention / (rate * plan.step.attention_share) + moved
     return max(tokens * each + expanded + launches, _floor_seconds(plan))
 
 
@@ -127,18 +128,22 @@ def flops_per_token(plan: Plan, tokens_per_row: float) -> tuple[float, float]:
     A frozen weight needs its input's gradient only: two products instead of three.
     """
     architecture = plan.architecture
-    linears = [x for x in architecture.linears if x.kind not in ("head", "vision")]
-    body = sum(x.count * x.weights for x in linears)
-    body += sum(e.parameters() // e.count * e.active for e in architecture.experts)
     head = architecture.vocab_size * architecture.hidden_size
-    factor = 6 if plan.trains_base else 4
-    again = 2 if plan.checkpointing else 0
     update = 6 * plan.trainable * (0 if plan.trains_base else 1)
     head_factor = 6.0 if plan.trains_base or plan.trains_head else 4.0
     if plan.loss == "chunked":
         head_factor += plan.step.head_again
-    products = (factor + again) * body + head_factor * head + update
+    products = _layer_flops(plan) + head_factor * head + update
     width = architecture.heads * architecture.head_size
     span = min(tokens_per_row, architecture.sliding_window or tokens_per_row)
     forward = 2.0 * width * span * architecture.layers
     return float(products), forward * (4.5 if plan.checkpointing else 3.5)
+
+
+def _layer_flops(plan: Plan) -> int:
+    """FLOPs of a token's products with the weights of the layers."""
+    architecture = plan.architecture
+    linears = [x for x in architecture.linears if x.kind not in ("head", "vision")]
+    body = sum(x.count * x.weights for x in linears)
+    body += sum(e.parameters() // e.count * e.active for e in architecture.experts)
+    return body * ((6 if plan.trains_base else 4) + (2 if plan.checkpointing else 0))

@@ -9,6 +9,7 @@ from peftcli.estimate.gpus import Gpu
 from peftcli.estimate.plan import Attention, Plan
 from peftcli.estimate.step_model import (
     FUSED_BOTTLENECK,
+    FUSED_FP8,
     FUSED_LORA,
     TRL_BOTTLENECK,
     TRL_FULL,
@@ -76,6 +77,8 @@ def runs_fused(recipe: Recipe, architecture: Architecture, dtype: str) -> bool:
 
 def fused_step_of(plan: Plan) -> StepModel:
     """The step model of the fused functions."""
+    if plan.quantization == "fp8":
+        return FUSED_FP8
     return FUSED_BOTTLENECK if plan.bottleneck else FUSED_LORA
 
 

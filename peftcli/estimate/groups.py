@@ -43,11 +43,14 @@ def factors_and_room(plan: Plan) -> tuple[Part, ...]:
         text = "in the matrices of the weights, rows rounded up to 128 B"
         return (Part("16-bit copies of the adapter", 2.0 * more + _copies(plan), text),)
     factors = sum(n * x.apart for x, n in matrices.items())
+    copies = Part("16-bit copies of the adapter", 2.0 * factors + _copies(plan), "2 B each")
+    if plan.quantization == "fp8":
+        room = max(x.inputs * x.outputs for x in matrices)
+        text = f"{room:,} x 1 B: the largest matrix, by columns"
+        return copies, Part("room for weights turned over", 1.0 * room, text)
     room = max(x.stored for x in matrices)
-    return (
-        Part("16-bit copies of the adapter", 2.0 * factors + _copies(plan), "2 B each"),
-        Part("room for expanded weights", 2.0 * room, f"{room:,} x 2 B: the largest matrix"),
-    )
+    text = f"{room:,} x 2 B: the largest matrix"
+    return copies, Part("room for expanded weights", 2.0 * room, text)
 
 
 def _copies(plan: Plan) -> float:

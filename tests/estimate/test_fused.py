@@ -57,7 +57,7 @@ def model_of(family: str, method: str = "lora", **options: Any) -> Any:
 
 def plan_for(family: str, method: str, tokens: int, checkpointing: bool) -> Plan:
     architecture = architecture_from(CONFIGS[family](**SIZES).to_dict())
-    targets = tuple(linear_shapes(architecture, "all-linear")) if method == "lora" else ()
+    targets = () if method == "adapter" else tuple(linear_shapes(architecture, "all-linear"))
     each = 2 * SIZES["hidden_size"] * WIDTH + WIDTH + SIZES["hidden_size"]
     plan = Plan(
         architecture=architecture,
@@ -70,6 +70,7 @@ def plan_for(family: str, method: str, tokens: int, checkpointing: bool) -> Plan
         micro_batch=2,
         length=tokens,
         checkpointing=checkpointing,
+        quantization="fp8" if method == "fp8" else None,
     )
     return replace(plan, step=fused_step_of(plan))
 
@@ -102,11 +103,11 @@ def kept_bytes(model: Any, fast: Any, length: int) -> int:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
-@pytest.mark.parametrize("method", ["lora", "adapter"])
+@pytest.mark.parametrize("method", ["lora", "fp8", "adapter"])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_bytes_for_each_token(family: str, method: str, checkpointing: bool) -> None:
     model = model_of(family, method)
-    fast = accelerate(model, checkpointing)
+    fast = accelerate(model, checkpointing, fp8=method == "fp8")
     grown = kept_bytes(model, fast, 192) - kept_bytes(model, fast, 64)
     plans = [plan_for(family, method, tokens, checkpointing) for tokens in (64, 192)]
     found = [_activations(plan) for plan in plans]
