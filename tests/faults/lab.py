@@ -231,6 +231,10 @@ def _child(order: dict[str, Any], own: Any, log: Path) -> None:
         os.setsid()
         os.umask(order["umask"])
         os.chdir(order["cwd"])
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(
+            signal.SIGHUP, signal.SIG_DFL
+        )  # both ignored where the tests run in a background
         _limit(order["limits"])
         fault = order["fault"]
         if order["below"] and hasattr(own, "fault_arm"):

@@ -23,7 +23,7 @@ def setting(base: Path, rows: Path, gpu: str, model: str, method: str) -> Settin
     """A real setting on this machine, with the estimate of a large model on another card."""
     values = {"model": str(base), "method": "lora", "data": {"train": str(rows)}, "output": "o"}
     loaded = validate(Document("test.yaml", {**values, "training": {"device": "cpu"}}))
-    found = settle(loaded)
+    found = settle(loaded, lambda event: None)
     large = Recipe.model_validate({**values, "model": model, "method": method})
     card = find_gpu(gpu)
     device = Device("cuda", "bfloat16", card.name, 12.0)
