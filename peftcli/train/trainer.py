@@ -1,24 +1,18 @@
-"""The SFTTrainer subclass: whole steps at once, complete checkpoints, loss per token, LoRA+."""
+"""The SFTTrainer subclass: whole steps at once, loss per token, figures a step late, LoRA+."""
 
 from __future__ import annotations
 
-import math
-import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTConfig, SFTTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTConfig
 
-from peftcli.train import checkpoints
 from peftcli.train.batches import Batches, model_inputs
-from peftcli.train.fast.model import FastModel
+from peftcli.train.evaluating import EvaluatingTrainer
 from peftcli.train.flat import FlatParameters, forget_settings
 from peftcli.train.guard import Guard
 from peftcli.train.health import Health
@@ -26,7 +20,7 @@ from peftcli.train.kernels import attention_kernels
 from peftcli.train.unlogged import Unlogged
 
 
-class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
+class RecipeTrainer(EvaluatingTrainer):
     """SFTTrainer on rows that are tokenised and masked already."""
 
     def __init__(
@@ -45,8 +39,6 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         health: Health,
         eval_batches: Batches,
     ) -> None:
-        self._batches, self._eval_batches = batches, eval_batches
-        self.fast: FastModel | None = None
         self.kernels = "plain layers"
         """What the step runs on, in words."""
         self._flat: FlatParameters | None = None
@@ -57,15 +49,14 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         self._trained: list[torch.nn.Parameter] = []
         self._guard: Guard | None = None
         self._multipliers = learning_rate_multipliers
-        self._keep = keep_checkpoints
-        self._check_interruption = check_interruption
         self._health = health
-        self.unevaluated = False
-        self._staging: Path | None = None
         super().__init__(
             model=model,
             args=args,
-            data_collator=batches,
+            batches=batches,
+            eval_batches=eval_batches,
+            keep_checkpoints=keep_checkpoints,
+            check_interruption=check_interruption,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -99,15 +90,6 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
     def _zero_grad(self, set_to_none: bool = True) -> None:
         for parameter in self._trained:
             parameter.grad = None
-
-    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader[Any]:
-        """Held-out rows, as many at a time as `evaluation.batch_size` says."""
-        self.data_collator = self._eval_batches
-        try:
-            loader: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
-            return loader
-        finally:
-            self.data_collator = self._batches
 
     def training_step(
         self,
@@ -208,82 +190,3 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
             model.zero_grad(set_to_none=True)
             self.optimizer.zero_grad(set_to_none=True)
         return norm
-
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader[Any],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Mean loss over all trained tokens, the same whatever the batch size."""
-        model = self.accelerator.unwrap_model(self.model)
-        was_training = model.training
-        model.eval()
-        # On the device: reading each sum would wait for it.
-        loss_sum, tokens = torch.zeros((), dtype=torch.float64, device=self.args.device), 0
-        if self.fast is not None:
-            self.fast.refresh()
-        for step in dataloader:
-            self._check_interruption()
-            tokens += step["trained_tokens"]
-            for batch in self._prepare_inputs(step)["micro_batches"]:
-                with torch.no_grad(), self.compute_loss_context_manager():
-                    loss_sum += self._loss_sum(model, batch)
-        model.train(was_training)
-        loss = float(loss_sum) / tokens if tokens else math.nan
-        return EvalLoopOutput(
-            predictions=None,
-            label_ids=None,
-            metrics={f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_tokens": tokens},
-            num_samples=len(self.eval_dataset),
-        )
-
-    def _loss_sum(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        if self.fast is not None:
-            return self.fast.loss(batch, torch.ones((), device=self.args.device)).double()
-        outputs = model(**model_inputs(batch), use_cache=False, fused_lm_head=True)
-        found: torch.Tensor = -outputs.log_probs.double().sum()
-        return found
-
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: torch.nn.Module | None = None
-    ) -> None:
-        with checkpoints.loading(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with checkpoints.loading(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with checkpoints.loading(checkpoint):
-            super()._load_rng_state(checkpoint)
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging or self.args.output_dir)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
-        step = self.state.global_step
-        self._staging = folder / checkpoints.STAGING
-        shutil.rmtree(self._staging, ignore_errors=True)
-        self._staging.mkdir(parents=True)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            # TRL's own method also writes a model card into the parent folder.
-            Trainer._save_checkpoint(self, model, trial)
-            written = self._staging / f"checkpoint-{step}"
-            best = self.state.best_global_step
-            if best:
-                self.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
-                self.state.save_to_json(str(written / "trainer_state.json"))
-            if self.unevaluated:
-                (written / checkpoints.UNEVALUATED).touch()
-            checkpoints.publish(written, folder / f"checkpoint-{step}")
-        finally:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
-            self.args.save_total_limit = limit
-        checkpoints.rotate(folder, self._keep, self.state.best_global_step, step)
