@@ -186,7 +186,7 @@ def test_rms_norm_with_codes(columns: int, dtype: torch.dtype) -> None:
     same_codes((codes, scales), fp8.quantize_rows(wanted.cpu()))
 
 
-@pytest.mark.parametrize("columns", [24, 2500])
+@pytest.mark.parametrize("columns", [24, 2500, 20000])
 def test_swiglu_with_codes_and_its_gradient(columns: int, dtype: torch.dtype) -> None:
     both, dh = made(5, 2 * columns, dtype=dtype), made(5, columns, dtype=dtype)
     factors = torch.rand(2 * columns, 1).to(DEVICE) + 0.1
