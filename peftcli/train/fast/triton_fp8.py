@@ -1,4 +1,4 @@
-"""Triton kernels around products in fp8: quantise rows where they are made, turn bytes over.
+"""Triton kernels around products in fp8: quantise rows where they are made, turn bytes over, add.
 
 Imported on CUDA only, like `triton_ops`. Rows are quantised as they are stored, in 16 bits, so that
 each kernel gives what its twin in `ops` followed by `peftcli/fp8.py` gives.
@@ -229,6 +229,44 @@ def swiglu_backward(dh: Tensor, both: Tensor, factors: Tensor) -> tuple[Tensor, 
         LARGEST=fp8.LARGEST, FLOOR=fp8.FLOOR, BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
     return codes, scales
+
+
+@triton.jit
+def _add_both_kernel(
+    y, low, factors, add, rows, columns, ranks,
+    RANKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    rank = tl.arange(0, RANKS)
+    at = row.to(tl.int64)[:, None] * columns + column[None, :]
+    inside = (row < rows)[:, None] & (column < columns)[None, :]
+    values = tl.load(y + at, mask=inside, other=0.0)
+    more = tl.load(add + at, mask=inside, other=0.0).to(tl.float32)
+    known = (rank < ranks)[None, :]
+    left = tl.load(
+        low + row[:, None] * ranks + rank[None, :], mask=(row < rows)[:, None] & known, other=0.0
+    )
+    right = tl.load(
+        factors + column[:, None] * ranks + rank[None, :],
+        mask=(column < columns)[:, None] & known,
+        other=0.0,
+    )
+    total = tl.dot(left, tl.trans(right), input_precision="ieee") + values.to(tl.float32) + more
+    tl.store(y + at, total.to(values.dtype), mask=inside)
+
+
+def add_both(y: Tensor, low: Tensor, factors: Tensor, add: Tensor) -> None:
+    """y += low factors' + add: (rows x columns), (rows x ranks), (columns x ranks); all dense."""
+    rows, columns = y.shape
+    ranks = low.shape[1]
+    side_rows, side_columns = 64, 128
+    grid = (triton.cdiv(rows, side_rows), triton.cdiv(columns, side_columns))
+    _add_both_kernel[grid](
+        y, low, factors, add, rows, columns, ranks,
+        RANKS=max(16, triton.next_power_of_2(ranks)), ROWS=side_rows, COLUMNS=side_columns,
+        num_warps=8,
+    )  # fmt: skip
 
 
 def _room(rows: int, columns: int, like: Tensor) -> tuple[Tensor, Tensor]:

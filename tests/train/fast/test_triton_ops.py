@@ -201,3 +201,14 @@ def test_swiglu_with_codes_and_its_gradient(columns: int, dtype: torch.dtype) ->
     near(both, again, dtype)
     near(dh, product, dtype)
     same_codes(codes, fp8.quantize_rows(both.cpu(), factors.cpu().T))
+
+
+@pytest.mark.parametrize(("rows", "columns", "ranks"), [(5, 48, 8), (70, 160, 24), (64, 128, 128)])
+def test_factors_and_stream_are_added_at_once(
+    rows: int, columns: int, ranks: int, dtype: torch.dtype
+) -> None:
+    y, add = made(rows, columns, dtype=dtype), made(rows, columns, dtype=dtype)
+    low, factors = made(rows, ranks, dtype=dtype), made(columns, ranks, dtype=dtype)
+    wanted = y.double() + low.double() @ factors.double().T + add.double()
+    triton_fp8.add_both(y, low, factors, add)
+    near(y, wanted, dtype)
