@@ -1,5 +1,5 @@
-"""A group of frozen linears in fp8, multiplied as they are: half the memory of 16 bits, and the
-matrix units run twice as fast.
+"""A group of frozen linears in fp8, multiplied as they are: half the memory of 16 bits, and
+twice the peak rate of the matrix units.
 
 Weights have a scale for each output, inputs and gradients one for each token:
 
@@ -150,9 +150,9 @@ def multiply(
 def add_(y: Tensor, low: Tensor | None, factors: Tensor, add: Tensor | None) -> Tensor:
     """y += low factors' + add; both at once on a GPU, where each pass over y counts."""
     if low is not None and add is not None and y.is_cuda and low.shape[1] <= MOST_AT_ONCE:
-        from peftcli.train.fast import triton_fp8
+        from peftcli.train.fast import triton_products
 
-        triton_fp8.add_both(y, low, factors, add)
+        triton_products.add_both(y, low, factors, add)
         return y
     if low is not None:
         y.addmm_(low, factors.T)
@@ -163,11 +163,11 @@ def turned(codes: Tensor) -> Tensor:
     """The same codes lying by columns, until the next call: used one after the other."""
     if not codes.is_cuda:
         return codes
-    from peftcli.train.fast import triton_fp8
+    from peftcli.train.fast import triton_products
 
     held = _TURNED.get(codes.device)
     if held is None or held.numel() < codes.numel():
         held = _TURNED[codes.device] = codes.new_empty(codes.numel())
     room = held[: codes.numel()].view(codes.shape[1], codes.shape[0])
-    triton_fp8.turn(codes, room)
+    triton_products.turn(codes, room)
     return room.T

@@ -15,7 +15,7 @@ if not find_spec("triton") or not (CUDA or os.environ.get("TRITON_INTERPRET") ==
     pytest.skip("needs a GPU, or Triton with TRITON_INTERPRET=1", allow_module_level=True)
 
 from peftcli import fp8  # noqa: E402
-from peftcli.train.fast import triton_fp8, triton_ops  # noqa: E402
+from peftcli.train.fast import triton_fp8, triton_ops, triton_products  # noqa: E402
 
 pytestmark = [pytest.mark.gpu] if CUDA else []
 DEVICE = "cuda" if CUDA else "cpu"
@@ -163,7 +163,7 @@ def test_bytes_are_turned_over(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     source = torch.randint(0, 256, shape, dtype=torch.uint8).to(DEVICE)
     target = torch.zeros(shape[1], shape[0], dtype=torch.uint8, device=DEVICE)
-    triton_fp8.turn(source.view(fp8.DTYPE), target.view(fp8.DTYPE))
+    triton_products.turn(source.view(fp8.DTYPE), target.view(fp8.DTYPE))
     assert torch.equal(target, source.T)
 
 
@@ -210,5 +210,5 @@ def test_factors_and_stream_are_added_at_once(
     y, add = made(rows, columns, dtype=dtype), made(rows, columns, dtype=dtype)
     low, factors = made(rows, ranks, dtype=dtype), made(columns, ranks, dtype=dtype)
     wanted = y.double() + low.double() @ factors.double().T + add.double()
-    triton_fp8.add_both(y, low, factors, add)
+    triton_products.add_both(y, low, factors, add)
     near(y, wanted, dtype)
