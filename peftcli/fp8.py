@@ -22,7 +22,8 @@ def quantize_rows(x: Tensor, factor: Tensor | None = None) -> tuple[Tensor, Tens
     """(rows x columns), times a factor for each column -> codes, and scales (rows x 1)."""
     wide = x.float() if factor is None else x.float() * factor
     highest = wide.abs().amax(-1, keepdim=True).clamp(min=FLOOR)
-    return (wide * (LARGEST / highest)).to(DTYPE), highest / LARGEST
+    # Divided by a number, a GPU multiplies by its inverse: so do all, for the same last bit.
+    return (wide * (LARGEST / highest)).to(DTYPE), highest * (1 / LARGEST)
 
 
 def quantize_weight(weight: Tensor, codes: Tensor, scales: Tensor) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from peft import PeftModel
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from peftcli.errors import UsageError
+from peftcli.errors import ResourceError, UsageError
 from peftcli.train.fast.lora import Unsupported
 from peftcli.train.fast.model import FastModel, accelerate
 
@@ -38,6 +39,11 @@ def fast_model(
     """
     try:
         fast = accelerate(model, checkpointing, fp8=fp8)
+    except torch.OutOfMemoryError:
+        raise ResourceError(
+            "method.quantization: fp8: the base loads in 16 bits, and the GPU cannot hold those",
+            "write `name: qlora`, which loads in 4 bits, or use a larger GPU",
+        ) from None
     except Unsupported as reason:
         if fp8:
             raise UsageError(

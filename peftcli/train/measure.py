@@ -157,6 +157,11 @@ def measure(
         del model
         gc.collect()
         before = own(allocated(device))
+        if recipe.method.frozen_in_fp8 and before is not None:
+            loading = [
+                own(peak(device)),
+                _frozen_gib(trainer.model),
+            ]  # it was turned into fp8 just now
         try:
             trainer.train()
         finally:
@@ -264,6 +269,11 @@ def _report(rows: Dataset, vocabulary: int) -> DataReport:
         length_max=longest,
     )
     return DataReport(split, None, (), "none", (), vocabulary - 1)
+
+
+def _frozen_gib(model: torch.nn.Module) -> float:
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    return sum(p.numel() * p.element_size() for p in frozen) / GIB
 
 
 def _state_bytes(optimizer: Any) -> tuple[int, int]:

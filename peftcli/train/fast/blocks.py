@@ -78,10 +78,10 @@ class Output(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mixed: Tensor, x: Tensor | None, group: Group, *_: Any) -> Tensor:
-        y, low = forward(group, mixed)
+        y, low = forward(group, mixed, x)
         ctx.group, ctx.adds = group, x is not None
         ctx.save_for_backward(mixed if low is not None else None, low)
-        return y if x is None else y.add_(x)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -109,10 +109,10 @@ class GatedMlp(torch.autograd.Function):
         both, low = forward_in_place(gate_up, wide, room)
         del wide
         wide = down.weights.gated(both)
-        y, down_low = forward_in_place(down, wide)
+        y, down_low = forward_in_place(down, wide, add=x if adds else None)
         ctx.norm, ctx.gate_up, ctx.down, ctx.adds = norm, gate_up, down, adds
         ctx.save_for_backward(x, rstd, room, low, down_low)
-        return y.add_(x) if adds else y
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:

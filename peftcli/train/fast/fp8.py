@@ -1,5 +1,5 @@
-"""A group of frozen linears in fp8, multiplied as they are: half the memory of 16 bits, and the
-matrix units run twice as fast.
+"""A group of frozen linears in fp8, multiplied as they are: half the memory of 16 bits, and
+twice the peak rate of the matrix units.
 
 Weights have a scale for each output, inputs and gradients one for each token:
 
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from peftcli import fp8
 from peftcli.train.fast import ops
 
-MULTIPLE = 16  # what the matrix units want both sides of an fp8 matrix to be
-# Sums stay in the matrix units, which keep about 14 bits of them (arXiv 2412.19437), beside codes
-# of 4; False moves them to float32 every few products, which is more exact and slower.
+# In both passes sums stay in the matrix units, which keep about 14 bits of them (arXiv 2412.19437),
+# beside codes of 4; False moves them to float32 every few products: more exact and slower.
 FAST_SUMS = True
+
+MOST_AT_ONCE = 128  # columns of an update that one small product holds in registers
 
 _TURNED: dict[torch.device, Tensor] = {}
 
@@ -58,7 +59,6 @@ class Fp8:
             fp8.quantize_weight(layer.weight.data, self.codes[rows], self.scales[rows])
             layer.weight.data = self.codes[rows]  # which frees the 16-bit weight
             start = rows.stop
-
         self._ones = torch.ones(1, self.inputs, dtype=torch.float32, device=first.device)
 
     def room(self, like: Tensor, columns: int) -> Tensor:
@@ -95,15 +95,18 @@ class Fp8:
     def low(self, wide: Coded) -> Tensor | None:
         return wide.values @ self.shadow_a.T if len(self.shadow_a) else None
 
-    def forward(self, x: Tensor, low: Tensor | None, bias: Tensor | None) -> Tensor:
-        return self.forward_in_place(coded(x), low, bias, None)
+    def forward(
+        self, x: Tensor, low: Tensor | None, bias: Tensor | None, add: Tensor | None = None
+    ) -> Tensor:
+        return self.forward_in_place(coded(x), low, bias, None, add)
 
     def forward_in_place(
-        self, wide: Coded, low: Tensor | None, bias: Tensor | None, out: Tensor | None
-    ) -> Tensor:
+        self, wide: Coded, low: Tensor | None, bias: Tensor | None, out: Tensor | None,
+        add: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         y = self.room(wide.values, self.outputs) if out is None else out
         multiply(wide.codes, self.codes.T, wide.scales, self.scales.T, bias, y)
-        return y if low is None else y.addmm_(low, self.shadow_b.T)
+        return add_(y, low, self.shadow_b, add)
 
     def backward(self, dy: Tensor, dlow: Tensor | None) -> Tensor:
         return self.backward_in_place(dy, dlow)
@@ -144,15 +147,27 @@ def multiply(
     out.copy_(product if bias is None else product + bias)
 
 
+def add_(y: Tensor, low: Tensor | None, factors: Tensor, add: Tensor | None) -> Tensor:
+    """y += low factors' + add; both at once on a GPU, where each pass over y counts."""
+    if low is not None and add is not None and y.is_cuda and low.shape[1] <= MOST_AT_ONCE:
+        from peftcli.train.fast import triton_products
+
+        triton_products.add_both(y, low, factors, add)
+        return y
+    if low is not None:
+        y.addmm_(low, factors.T)
+    return y if add is None else y.add_(add)
+
+
 def turned(codes: Tensor) -> Tensor:
     """The same codes lying by columns, until the next call: used one after the other."""
     if not codes.is_cuda:
         return codes
-    from peftcli.train.fast import triton_fp8
+    from peftcli.train.fast import triton_products
 
     held = _TURNED.get(codes.device)
     if held is None or held.numel() < codes.numel():
         held = _TURNED[codes.device] = codes.new_empty(codes.numel())
     room = held[: codes.numel()].view(codes.shape[1], codes.shape[0])
-    triton_fp8.turn(codes, room)
+    triton_products.turn(codes, room)
     return room.T

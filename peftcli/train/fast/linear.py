@@ -31,20 +31,20 @@ def room_for_output(group: Group, x: Tensor) -> Tensor:
 
 
 def forward_in_place(
-    group: Group, wide: Any, out: Tensor | None = None
+    group: Group, wide: Any, out: Tensor | None = None, add: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Outputs of all layers side by side, and x A' (None without adapters).
+    """Outputs of all layers side by side plus `add`, and x A' (None without adapters).
 
     `wide` is an input in the form of the group's weights, `out` comes from `room_for_output`.
     """
     low = group.weights.low(wide)
-    return group.weights.forward_in_place(wide, low, group.bias, out), low
+    return group.weights.forward_in_place(wide, low, group.bias, out, add), low
 
 
-def forward(group: Group, x: Tensor) -> tuple[Tensor, Tensor | None]:
+def forward(group: Group, x: Tensor, add: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """The same for an input that lies somewhere else and would have to be copied."""
     low = x @ group.weights.shadow_a.T if group.columns else None
-    return group.weights.forward(x, low, group.bias), low
+    return group.weights.forward(x, low, group.bias, add), low
 
 
 def backward_input(group: Group, dy: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -69,6 +69,8 @@ def accelerate(
     shadows = Shadows(Fp8) if fp8 else Shadows()
     norm = layers.read_norm(causal.model.norm)
     layers.install(list(causal.model.layers), shadows, checkpointing)
+    if fp8 and head.weight.is_cuda:
+        torch.cuda.empty_cache()  # the 16-bit weights leave gaps that activations do not fill
 
     def forward(_: nn.Module, x: Tensor) -> Tensor:
         normed: Tensor = NormRows.apply(x, norm)

@@ -1,4 +1,4 @@
-"""Triton kernels around products in fp8: quantise rows where they are made, turn bytes over.
+"""Triton kernels that quantise rows where they are made, for products in fp8.
 
 Imported on CUDA only, like `triton_ops`. Rows are quantised as they are stored, in 16 bits, so that
 each kernel gives what its twin in `ops` followed by `peftcli/fp8.py` gives.
@@ -14,6 +14,7 @@ from torch import Tensor
 from peftcli import fp8
 
 WHOLE = 32768  # columns that one program holds in registers; longer rows are read twice
+WHOLE_PAIR = 16384  # the same for gate and up together
 
 
 @triton.jit
@@ -104,6 +105,15 @@ def rms_norm(
 
 
 @triton.jit
+def _gated(both, at, inside, COLUMNS: tl.constexpr):
+    narrow = tl.load(both + at, mask=inside, other=0.0)
+    wide = narrow.to(tl.float32)
+    silu = (wide * tl.sigmoid(wide)).to(narrow.dtype).to(tl.float32)
+    up = tl.load(both + COLUMNS + at, mask=inside, other=0.0).to(tl.float32)
+    return (silu * up).to(narrow.dtype)
+
+
+@triton.jit
 def _swiglu_kernel(
     both, out, codes, scales, COLUMNS: tl.constexpr,
     LARGEST: tl.constexpr, FLOOR: tl.constexpr, BLOCK: tl.constexpr,
@@ -112,36 +122,57 @@ def _swiglu_kernel(
     both += row * (2 * COLUMNS)
     out += row * COLUMNS
     codes += row * COLUMNS
-    most = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, COLUMNS, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        inside = at < COLUMNS
-        narrow = tl.load(both + at, mask=inside, other=0.0)
-        wide = narrow.to(tl.float32)
-        silu = (wide * tl.sigmoid(wide)).to(narrow.dtype).to(tl.float32)
-        up = tl.load(both + COLUMNS + at, mask=inside, other=0.0).to(tl.float32)
-        product = (silu * up).to(narrow.dtype)
-        tl.store(out + at, product, mask=inside)
-        most = tl.maximum(most, tl.abs(product.to(tl.float32)))
-    highest = tl.maximum(tl.max(most, 0), FLOOR)
-    tl.store(scales + row, highest / LARGEST)
-    tl.debug_barrier()  # what is read again was written by another warp, perhaps
-    for first in range(0, COLUMNS, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        product = tl.load(out + at, mask=at < COLUMNS, other=0.0).to(tl.float32)
+    lane = tl.arange(0, BLOCK)
+    if COLUMNS <= BLOCK:
+        product = _gated(both, lane, lane < COLUMNS, COLUMNS)
+        tl.store(out + lane, product, mask=lane < COLUMNS)
+        product = product.to(tl.float32)
+        highest = tl.maximum(tl.max(tl.abs(product), 0), FLOOR)
         coded = (product * (LARGEST / highest)).to(codes.dtype.element_ty)
-        tl.store(codes + at, coded, mask=at < COLUMNS)
+        tl.store(codes + lane, coded, mask=lane < COLUMNS)
+    else:
+        most = tl.zeros([BLOCK], tl.float32)
+        for first in range(0, COLUMNS, BLOCK):
+            at = first + lane
+            product = _gated(both, at, at < COLUMNS, COLUMNS)
+            tl.store(out + at, product, mask=at < COLUMNS)
+            most = tl.maximum(most, tl.abs(product.to(tl.float32)))
+        highest = tl.maximum(tl.max(most, 0), FLOOR)
+        tl.debug_barrier()  # what is read again was written by another warp, perhaps
+        for first in range(0, COLUMNS, BLOCK):
+            at = first + lane
+            product = tl.load(out + at, mask=at < COLUMNS, other=0.0).to(tl.float32)
+            coded = (product * (LARGEST / highest)).to(codes.dtype.element_ty)
+            tl.store(codes + at, coded, mask=at < COLUMNS)
+    tl.store(scales + row, highest / LARGEST)
 
 
 def swiglu(both: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
     """silu(gate) * up into `out`, and its codes and scales; rows of both lie end to end."""
     rows, columns = out.shape
     codes, scales = _room(rows, columns, out)
+    block = _block(columns)
     _swiglu_kernel[(rows,)](
         both, out, codes, scales, COLUMNS=columns,
-        LARGEST=fp8.LARGEST, FLOOR=fp8.FLOOR, BLOCK=_chunk(columns), num_warps=8,
+        LARGEST=fp8.LARGEST, FLOOR=fp8.FLOOR, BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
     return codes, scales
+
+
+@triton.jit
+def _ungated(dh, both, at, inside, COLUMNS: tl.constexpr):
+    narrow = tl.load(both + at, mask=inside, other=0.0)
+    up = tl.load(both + COLUMNS + at, mask=inside, other=0.0).to(tl.float32)
+    grad = tl.load(dh + at, mask=inside, other=0.0).to(tl.float32)
+    wide = narrow.to(tl.float32)
+    sigmoid = tl.sigmoid(wide)
+    silu = (wide * sigmoid).to(narrow.dtype).to(tl.float32)
+    dgate = (grad * up * sigmoid * (1 + wide * (1 - sigmoid))).to(narrow.dtype)
+    dup = (grad * silu).to(narrow.dtype)
+    tl.store(dh + at, (silu * up).to(narrow.dtype), mask=inside)
+    tl.store(both + at, dgate, mask=inside)
+    tl.store(both + COLUMNS + at, dup, mask=inside)
+    return dgate, dup
 
 
 @triton.jit
@@ -153,35 +184,36 @@ def _swiglu_backward_kernel(
     dh += row * COLUMNS
     both += row * (2 * COLUMNS)
     codes += row * (2 * COLUMNS)
-    most = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, COLUMNS, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        inside = at < COLUMNS
-        narrow = tl.load(both + at, mask=inside, other=0.0)
-        up = tl.load(both + COLUMNS + at, mask=inside, other=0.0).to(tl.float32)
-        grad = tl.load(dh + at, mask=inside, other=0.0).to(tl.float32)
-        wide = narrow.to(tl.float32)
-        sigmoid = tl.sigmoid(wide)
-        silu = (wide * sigmoid).to(narrow.dtype).to(tl.float32)
-        dgate = (grad * up * sigmoid * (1 + wide * (1 - sigmoid))).to(narrow.dtype)
-        dup = (grad * silu).to(narrow.dtype)
-        tl.store(dh + at, (silu * up).to(narrow.dtype), mask=inside)
-        tl.store(both + at, dgate, mask=inside)
-        tl.store(both + COLUMNS + at, dup, mask=inside)
-        gate_factor = tl.load(factors + at, mask=inside, other=0.0)
-        up_factor = tl.load(factors + COLUMNS + at, mask=inside, other=0.0)
-        most = tl.maximum(most, tl.abs(dgate.to(tl.float32) * gate_factor))
-        most = tl.maximum(most, tl.abs(dup.to(tl.float32) * up_factor))
-    highest = tl.maximum(tl.max(most, 0), FLOOR)
+    lane = tl.arange(0, BLOCK)
+    if COLUMNS <= BLOCK:
+        inside = lane < COLUMNS
+        dgate, dup = _ungated(dh, both, lane, inside, COLUMNS)
+        gate = dgate.to(tl.float32) * tl.load(factors + lane, mask=inside, other=0.0)
+        up = dup.to(tl.float32) * tl.load(factors + COLUMNS + lane, mask=inside, other=0.0)
+        highest = tl.max(tl.maximum(tl.abs(gate), tl.abs(up)), 0)
+        highest = tl.maximum(highest, FLOOR)
+        inverse = LARGEST / highest
+        kind = codes.dtype.element_ty
+        tl.store(codes + lane, (gate * inverse).to(kind), mask=inside)
+        tl.store(codes + COLUMNS + lane, (up * inverse).to(kind), mask=inside)
+    else:
+        most = tl.zeros([BLOCK], tl.float32)
+        for first in range(0, COLUMNS, BLOCK):
+            at = first + lane
+            inside = at < COLUMNS
+            dgate, dup = _ungated(dh, both, at, inside, COLUMNS)
+            gate = dgate.to(tl.float32) * tl.load(factors + at, mask=inside, other=0.0)
+            up = dup.to(tl.float32) * tl.load(factors + COLUMNS + at, mask=inside, other=0.0)
+            most = tl.maximum(most, tl.maximum(tl.abs(gate), tl.abs(up)))
+        highest = tl.maximum(tl.max(most, 0), FLOOR)
+        tl.debug_barrier()
+        for first in range(0, 2 * COLUMNS, BLOCK):
+            at = first + lane
+            inside = at < 2 * COLUMNS
+            grad = _scaled(both, factors, at, inside, True)
+            coded = (grad * (LARGEST / highest)).to(codes.dtype.element_ty)
+            tl.store(codes + at, coded, mask=inside)
     tl.store(scales + row, highest / LARGEST)
-    tl.debug_barrier()
-    for first in range(0, 2 * COLUMNS, BLOCK):
-        at = first + tl.arange(0, BLOCK)
-        inside = at < 2 * COLUMNS
-        grad = tl.load(both + at, mask=inside, other=0.0).to(tl.float32)
-        grad *= tl.load(factors + at, mask=inside, other=0.0)
-        coded = (grad * (LARGEST / highest)).to(codes.dtype.element_ty)
-        tl.store(codes + at, coded, mask=inside)
 
 
 def swiglu_backward(dh: Tensor, both: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,9 +223,10 @@ def swiglu_backward(dh: Tensor, both: Tensor, factors: Tensor) -> tuple[Tensor, 
     """
     rows, columns = dh.shape
     codes, scales = _room(rows, 2 * columns, dh)
+    block = _block(columns)
     _swiglu_backward_kernel[(rows,)](
         dh, both, factors, codes, scales, COLUMNS=columns,
-        LARGEST=fp8.LARGEST, FLOOR=fp8.FLOOR, BLOCK=_chunk(columns), num_warps=8,
+        LARGEST=fp8.LARGEST, FLOOR=fp8.FLOOR, BLOCK=block, num_warps=_warps(block),
     )  # fmt: skip
     return codes, scales
 
@@ -203,28 +236,11 @@ def _room(rows: int, columns: int, like: Tensor) -> tuple[Tensor, Tensor]:
     return codes, torch.empty(rows, 1, dtype=torch.float32, device=like.device)
 
 
-def _chunk(columns: int) -> int:
+def _block(columns: int) -> int:
+    """A whole row where registers hold it, which is then read once."""
     block: int = triton.next_power_of_2(columns)
-    return min(2048, block)
+    return block if block <= WHOLE_PAIR else 2048
 
 
-@triton.jit
-def _turn_kernel(source, target, rows, columns, SIDE: tl.constexpr):
-    row = tl.program_id(1) * SIDE + tl.arange(0, SIDE)
-    column = tl.program_id(0) * SIDE + tl.arange(0, SIDE)
-    start = row.to(tl.int64)[:, None] * columns
-    inside = (row < rows)[:, None] & (column < columns)[None, :]
-    tile = tl.load(source + start + column[None, :], mask=inside, other=0)
-    start = column.to(tl.int64)[:, None] * rows
-    inside = (column < columns)[:, None] & (row < rows)[None, :]
-    tl.store(target + start + row[None, :], tl.trans(tile), mask=inside)
-
-
-def turn(source: Tensor, target: Tensor) -> None:
-    """(rows x columns) bytes into (columns x rows) `target`; both lie end to end."""
-    rows, columns = source.shape
-    side = 128
-    grid = (triton.cdiv(columns, side), triton.cdiv(rows, side))
-    _turn_kernel[grid](
-        source.view(torch.uint8), target.view(torch.uint8), rows, columns, SIDE=side, num_warps=8
-    )
+def _warps(block: int) -> int:
+    return min(32, max(1, block // 512))

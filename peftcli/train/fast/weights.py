@@ -52,12 +52,15 @@ class Weights(Protocol):
     def low(self, wide: Any) -> Tensor | None:
         """x A' of an input."""
 
-    def forward(self, x: Tensor, low: Tensor | None, bias: Tensor | None) -> Tensor:
-        """x W' + low (s B)' + bias."""
+    def forward(
+        self, x: Tensor, low: Tensor | None, bias: Tensor | None, add: Tensor | None = None
+    ) -> Tensor:
+        """x W' + low (s B)' + bias + add."""
 
     def forward_in_place(
-        self, wide: Any, low: Tensor | None, bias: Tensor | None, out: Tensor | None
-    ) -> Tensor:
+        self, wide: Any, low: Tensor | None, bias: Tensor | None, out: Tensor | None,
+        add: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The same for an input in its form, into the room `out` if there is one."""
 
     def backward(self, dy: Tensor, dlow: Tensor | None) -> Tensor:
@@ -98,22 +101,29 @@ class Matrix:
     def low(self, wide: Tensor) -> Tensor | None:
         return wide[:, : self.inputs] @ self.shadow_a.T if len(self.shadow_a) else None
 
-    def forward(self, x: Tensor, low: Tensor | None, bias: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, low: Tensor | None, bias: Tensor | None, add: Tensor | None = None
+    ) -> Tensor:
         matrix = self.matrix()[: self.outputs, : self.inputs].T
         y = x @ matrix if bias is None else torch.addmm(bias, x, matrix)
-        return y if low is None else y.addmm_(low, self.shadow_b.T)
+        if low is not None:
+            y.addmm_(low, self.shadow_b.T)
+        return y if add is None else y.add_(add)
 
     def forward_in_place(
-        self, wide: Tensor, low: Tensor | None, bias: Tensor | None, out: Tensor | None
-    ) -> Tensor:
+        self, wide: Tensor, low: Tensor | None, bias: Tensor | None, out: Tensor | None,
+        add: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         if low is not None:
             wide[:, self.inputs :] = low
         matrix = self.matrix()[: self.outputs].T
         if out is not None:
             out = out[:, : self.outputs]
         if bias is None:
-            return torch.mm(wide, matrix, out=out)
-        return torch.addmm(bias, wide, matrix, out=out)
+            y = torch.mm(wide, matrix, out=out)
+        else:
+            y = torch.addmm(bias, wide, matrix, out=out)
+        return y if add is None else y.add_(add)
 
     def backward(self, dy: Tensor, dlow: Tensor | None) -> Tensor:
         dx = dy @ self.matrix()[: self.outputs, : self.inputs]

@@ -15,7 +15,7 @@ if not find_spec("triton") or not (CUDA or os.environ.get("TRITON_INTERPRET") ==
     pytest.skip("needs a GPU, or Triton with TRITON_INTERPRET=1", allow_module_level=True)
 
 from peftcli import fp8  # noqa: E402
-from peftcli.train.fast import triton_fp8, triton_ops  # noqa: E402
+from peftcli.train.fast import triton_fp8, triton_ops, triton_products  # noqa: E402
 
 pytestmark = [pytest.mark.gpu] if CUDA else []
 DEVICE = "cuda" if CUDA else "cpu"
@@ -163,7 +163,7 @@ def test_bytes_are_turned_over(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     source = torch.randint(0, 256, shape, dtype=torch.uint8).to(DEVICE)
     target = torch.zeros(shape[1], shape[0], dtype=torch.uint8, device=DEVICE)
-    triton_fp8.turn(source.view(fp8.DTYPE), target.view(fp8.DTYPE))
+    triton_products.turn(source.view(fp8.DTYPE), target.view(fp8.DTYPE))
     assert torch.equal(target, source.T)
 
 
@@ -186,7 +186,7 @@ def test_rms_norm_with_codes(columns: int, dtype: torch.dtype) -> None:
     same_codes((codes, scales), fp8.quantize_rows(wanted.cpu()))
 
 
-@pytest.mark.parametrize("columns", [24, 2500])
+@pytest.mark.parametrize("columns", [24, 2500, 20000])
 def test_swiglu_with_codes_and_its_gradient(columns: int, dtype: torch.dtype) -> None:
     both, dh = made(5, 2 * columns, dtype=dtype), made(5, columns, dtype=dtype)
     factors = torch.rand(2 * columns, 1).to(DEVICE) + 0.1
@@ -201,3 +201,14 @@ def test_swiglu_with_codes_and_its_gradient(columns: int, dtype: torch.dtype) ->
     near(both, again, dtype)
     near(dh, product, dtype)
     same_codes(codes, fp8.quantize_rows(both.cpu(), factors.cpu().T))
+
+
+@pytest.mark.parametrize(("rows", "columns", "ranks"), [(5, 48, 8), (70, 160, 24), (64, 128, 128)])
+def test_factors_and_stream_are_added_at_once(
+    rows: int, columns: int, ranks: int, dtype: torch.dtype
+) -> None:
+    y, add = made(rows, columns, dtype=dtype), made(rows, columns, dtype=dtype)
+    low, factors = made(rows, ranks, dtype=dtype), made(columns, ranks, dtype=dtype)
+    wanted = y.double() + low.double() @ factors.double().T + add.double()
+    triton_products.add_both(y, low, factors, add)
+    near(y, wanted, dtype)
