@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from peftcli.architecture.config import Linear
 from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.weights import storage
@@ -24,8 +25,7 @@ class Matrix:
     @property
     def stored(self) -> int:
         """Elements of the matrix, from which rows and columns of the update cannot be parted."""
-        stride = -(-(self.inputs + self.columns) // STRIDE) * STRIDE
-        return (self.outputs + self.columns) * stride
+        return (self.outputs + self.columns) * _rounded(self.inputs + self.columns, STRIDE)
 
     @property
     def apart(self) -> int:
@@ -33,28 +33,51 @@ class Matrix:
         return self.columns * (self.inputs + self.outputs)
 
 
+def copies_of_factors(plan: Plan) -> float:
+    """Bytes of the 16-bit factors, in the matrices of the weights or beside a quantised base."""
+    if not plan.step.in_groups:
+        return 0.0
+    matrices = _matrices(plan)
+    copies = plan.step.adapter_copies * plan.trainable
+    if storage(plan) is None:
+        return copies + 2.0 * sum(
+            n * (x.stored - x.inputs * x.outputs) for x, n in matrices.items()
+        )
+    return copies + 2.0 * sum(n * x.apart for x, n in matrices.items())
+
+
 def factors_and_room(plan: Plan) -> tuple[Part, ...]:
     """What `in_groups` adds at every moment."""
     if not plan.step.in_groups:
         return ()
-    matrices = _matrices(plan)
+    inside = storage(plan) is None
+    text = "in the matrices of the weights, rows rounded up to 128 B" if inside else "2 B each"
+    return Part("16-bit copies of the adapter", copies_of_factors(plan), text), *_room(plan)
+
+
+def padding(plan: Plan) -> int:
+    """Elements beside gate and up in a row of both, where the backward pass puts the update's."""
+    if not plan.step.in_groups or plan.quantization == "fp8":
+        return 0
+    width = 2 * plan.architecture.intermediate
+    ranks = plan.rank * sum(x.suffix in GROUPS[2] for x in plan.targets)
+    return _rounded(width + _rounded(ranks, COLUMNS), STRIDE) - width
+
+
+def _rounded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _room(plan: Plan) -> tuple[Part, ...]:
     if storage(plan) is None:
-        more = sum(n * (x.stored - x.inputs * x.outputs) for x, n in matrices.items())
-        text = "in the matrices of the weights, rows rounded up to 128 B"
-        return (Part("16-bit copies of the adapter", 2.0 * more + _copies(plan), text),)
-    factors = sum(n * x.apart for x, n in matrices.items())
-    copies = Part("16-bit copies of the adapter", 2.0 * factors + _copies(plan), "2 B each")
+        return ()
     if plan.quantization == "fp8":
-        room = max(x.inputs * x.outputs for x in matrices)
+        room = max(x.inputs * x.outputs for x in _matrices(plan))
         text = f"{room:,} x 1 B: the largest matrix, by columns"
-        return copies, Part("room for weights turned over", 1.0 * room, text)
-    room = max(x.stored for x in matrices)
+        return (Part("room for weights turned over", 1.0 * room, text),)
+    room = max(x.stored for x in _matrices(plan))
     text = f"{room:,} x 2 B: the largest matrix"
-    return copies, Part("room for expanded weights", 2.0 * room, text)
-
-
-def _copies(plan: Plan) -> float:
-    return plan.step.adapter_copies * plan.trainable
+    return (Part("room for expanded weights", 2.0 * room, text),)
 
 
 def _matrices(plan: Plan) -> Counter[Matrix]:
@@ -64,9 +87,16 @@ def _matrices(plan: Plan) -> Counter[Matrix]:
     for group in GROUPS:
         members = [linears[name] for name in group]
         targets = [x for x in plan.targets if x.suffix in group]
-        for layer in members[0].layers:
-            ranks = plan.rank * sum(layer in x.layers for x in targets)
-            columns = -(-ranks // COLUMNS) * COLUMNS
-            outputs = sum(x.outputs for x in members)
-            found[Matrix(members[0].inputs, outputs, columns)] += 1
+        layers = members[0].layers
+        if all(x.layers == layers for x in targets):
+            found[_matrix(members, plan.rank * len(targets))] += len(layers)
+            continue
+        for layer in layers:
+            tuned = sum(layer in x.layers for x in targets)
+            found[_matrix(members, plan.rank * tuned)] += 1
     return found
+
+
+def _matrix(members: list[Linear], ranks: int) -> Matrix:
+    outputs = sum(x.outputs for x in members)
+    return Matrix(members[0].inputs, outputs, _rounded(ranks, COLUMNS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peftcli.architecture.config import Architecture, Linear
+from peftcli.estimate.groups import padding
 from peftcli.estimate.plan import Plan
 
 WRITERS = (  # linears whose output goes to the stream, by the last part of their names
@@ -87,7 +88,7 @@ def kept_tensors(plan: Plan, widths: Widths) -> dict[str, float]:
         "inputs of the norms": norms * (step.kept_norm * widths.hidden + 4),
         "queries and attention output": step.kept_query * widths.query + 4 * heads,
         "keys and values": step.kept_key * widths.key,
-        "feed-forward block": gate * widths.intermediate,
+        "feed-forward block": gate * widths.intermediate + 2.0 * padding(plan),
         "inputs of adapters and trained norms": step.kept_other * widths.hidden,
         "inputs of adapted linears": targets_kept(plan, widths),
         "repeated keys, mask, scores": attention_kept(plan, widths),

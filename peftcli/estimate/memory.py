@@ -21,7 +21,7 @@ from peftcli.estimate.loss import loss_parts
 from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.transients import attention_backward, backward_moments, expanded
-from peftcli.estimate.weights import Weights, state_bytes, weights
+from peftcli.estimate.weights import Weights, largest_expanded, state_bytes, weights
 
 GIB = 2**30
 
@@ -51,14 +51,13 @@ def training_peak(plan: Plan) -> Peak:
 
 
 def loading_peak(plan: Plan) -> float:
-    """Bytes while the base loads: the weights, and the largest tensor in 16 bits.
+    """Bytes while the base loads: the weights, and a weight in 16 bits that becomes 4-bit.
 
     A base for fp8 loads in 16 bits first, and is turned into 8 layer by layer.
     """
-    held = weights(replace(plan, quantization=None) if plan.quantization == "fp8" else plan)
-    sizes = [x.weights for x in plan.architecture.linears]
-    embedding = plan.architecture.vocab_size * plan.architecture.hidden_size
-    return held.base() + 2 * max(embedding, *sizes)
+    if plan.quantization == "fp8":
+        return weights(replace(plan, quantization=None)).base()
+    return weights(plan).base() + 2.0 * largest_expanded(plan)
 
 
 def static_parts(plan: Plan, held: Weights) -> tuple[Part, ...]:

@@ -21,6 +21,7 @@ from peftcli.estimate.fit import (
     verdict,
 )
 from peftcli.estimate.gpus import GIB, Gpu
+from peftcli.estimate.groups import copies_of_factors
 from peftcli.estimate.memory import loading_peak, training_peak
 from peftcli.estimate.merging import merge_estimate
 from peftcli.estimate.notes import notes_on
@@ -155,7 +156,7 @@ def _memory(plan: Plan, gpu: Gpu, reserved: float) -> MemoryEstimate:
         context_gib=found.context / GIB,
         loading_gib=loading_peak(plan) / GIB,
         base_gib=held.base() / GIB,
-        adapter_gib=held.trained / GIB,
+        adapter_gib=(held.trained + copies_of_factors(plan)) / GIB,
         states_gib=held.states / GIB,
         paged_gib=held.paged / GIB,
         moment=peak.moment,

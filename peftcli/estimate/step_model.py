@@ -84,8 +84,9 @@ class StepModel:
     """Bytes per second at which 4-bit weights are expanded, on an H200."""
     launch_seconds: float = 0.002
     """Per layer and pass (forward, again, backward), beside what the GPU computes."""
-    floor_seconds: float = 0.0045
-    """Per layer and pass: what a CPU needs to start the kernels, however little they do."""
+    floor_seconds: float = 0.0035
+    """Per layer and pass: what a CPU needs to start the kernels, however little they do; measured
+    beside an H100, 2026-11."""
     floor_quantised: float = 0.0
     floor_magnitudes: float = 0.0035
     """What expanding 4-bit weights and DoRA add to that."""
@@ -159,11 +160,11 @@ FUSED_LORA = StepModel(
     head_again=0.0,
     adapter_copies=0.0,
     in_groups=True,
-    traffic=17.0,
+    traffic=16.0,
     expansion=2.5e12,
     launch_seconds=0.0,
-    floor_seconds=0.0022,
-    floor_quantised=0.0007,
+    floor_seconds=0.0016,
+    floor_quantised=0.001,
     attention_share=1.0,
 )
 FUSED_FP8 = replace(
@@ -172,9 +173,13 @@ FUSED_FP8 = replace(
     peak_mlp=4.0,
     peak_hidden=6.0,
     products_speed=1.7,
-    floor_seconds=0.0025,
+    floor_seconds=0.002,
     floor_quantised=0.0,
 )
 FUSED_BOTTLENECK = replace(
-    FUSED_LORA, name="fused, bottleneck adapters", kept_site=2.0, adapter_copies=2.0
+    FUSED_LORA,
+    name="fused, bottleneck adapters",
+    kept_site=2.0,
+    adapter_copies=2.0,
+    traffic=12.0,
 )

@@ -31,6 +31,7 @@ from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import RunDir
 from peftcli.train.attempt import health_of
 from peftcli.train.build import LoadBase, build_trainer, load_model
+from peftcli.train.fast.weights import forget_room
 from peftcli.train.flat import forget_settings
 from peftcli.train.interruption import Interruption
 from peftcli.train.monitor import Monitor
@@ -295,6 +296,7 @@ def _state_bytes(optimizer: Any) -> tuple[int, int]:
 def release(device: Device) -> None:
     """Give back what an earlier measurement in this process left."""
     forget_settings()
+    forget_room()
     gc.collect()
     if device.kind == "cuda":
         torch.cuda.synchronize()

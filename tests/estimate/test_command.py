@@ -56,7 +56,7 @@ def test_a_local_config_on_a_card(model: Path) -> None:
     assert "8,030,261,248 parameters" in done.stdout
     assert "nvidia-smi shows" in done.stdout
     assert "at most" in done.stdout
-    assert "inputs of the norms 32,776" in done.stdout
+    assert "inputs of the norms 16,392" in done.stdout
     assert "GB" not in done.stdout.replace("GiB", "")
 
 

@@ -184,6 +184,11 @@ class Quantized(Matrix):
         return out
 
 
+def forget_room() -> None:
+    """Free the buffer that expanded weights share; the next use makes it again."""
+    _SCRATCH.clear()
+
+
 def aligned(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """An empty matrix whose rows begin at multiples of 128 bytes, as the matrix units like best."""
     return torch.empty(rows, _stride(columns), dtype=dtype, device=device)[:, :columns]

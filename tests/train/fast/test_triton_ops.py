@@ -182,7 +182,7 @@ def test_rms_norm_with_codes(columns: int, dtype: torch.dtype) -> None:
     values, wanted = torch.empty_like(x), torch.empty_like(x)
     codes, scales, rstd = triton_fp8.rms_norm(x, weight, 1e-5, values)
     near(rstd, triton_ops.rms_norm(x, weight, 1e-5, wanted), torch.float32)
-    assert torch.equal(values, wanted)
+    near(values, wanted, dtype)
     same_codes((codes, scales), fp8.quantize_rows(wanted.cpu()))
 
 
