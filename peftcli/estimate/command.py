@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from peftcli.architecture.config import Architecture
 from peftcli.errors import ArtefactError, ResourceError, UsageError
 from peftcli.estimate.find import find_architecture
-from peftcli.estimate.gpus import GPUS, Gpu, find_gpu
+from peftcli.estimate.gpus import FP8_FROM, GPUS, Gpu, find_gpu
 from peftcli.estimate.result import Estimate, Rows
 from peftcli.estimate.run import run
 from peftcli.methods import VARIANTS, changed
-from peftcli.recipe.checks import check_architecture
+from peftcli.recipe.checks import check_architecture, fp8_problems
 from peftcli.recipe.document import Document, override
 from peftcli.recipe.load import LoadedRecipe, validate
 from peftcli.recipe.schema import Recipe
@@ -111,19 +114,32 @@ def variants(recipe: Recipe) -> dict[str, Recipe]:
     even = training.model_copy(update={"micro_batch_size": micro, "checkpointing": mode})
     found = {}
     for name, keys in VARIANTS.items():
-        method = changed(recipe.method, keys)
-        found[name] = recipe.model_copy(update={"method": method, "training": even})
+        with suppress(ValidationError):  # keys of the recipe's method that do not go with these
+            method = changed(recipe.method, keys)
+            found[name] = recipe.model_copy(update={"method": method, "training": even})
     return found
+
+
+def _runs(recipe: Recipe, architecture: Architecture) -> bool:
+    """Whether a method works on a model at all."""
+    if recipe.method.frozen_in_fp8 and fp8_problems(architecture):
+        return False
+    return not recipe.method.problems(architecture)
+
+
+def _multiplies(gpu: Gpu, recipe: Recipe) -> bool:
+    return gpu.compute >= FP8_FROM or not recipe.method.frozen_in_fp8
 
 
 def _compare(subject: Subject, choices: Choices) -> None:
     card = find_gpu(choices.gpu or "H100")
     found, cards = [], {}
     for name, recipe in variants(subject.loaded.recipe).items():
-        if recipe.method.problems(subject.architecture):
+        if not _runs(recipe, subject.architecture):
             continue
         found.append((name, subject.on(card, recipe)))
-        fitting = (gpu for gpu in by_price() if subject.on(gpu, recipe).verdict == "fits")
+        able = [gpu for gpu in by_price() if _multiplies(gpu, recipe)]
+        fitting = (gpu for gpu in able if subject.on(gpu, recipe).verdict == "fits")
         cards[name] = next(fitting, None)
     if choices.as_json:
         values = {

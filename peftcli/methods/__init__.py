@@ -17,8 +17,9 @@ AnyMethod = Annotated[Lora | Qlora | Adapter | Full, Field(discriminator="name")
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {"name": "lora", "quantization": None},
     "dora": {"name": "lora", "quantization": None, "use_dora": True},
+    "lora, fp8": {"name": "lora", "quantization": "fp8"},
     "qlora": {"name": "qlora"},
-    "adapter": {"name": "adapter"},
+    "adapter": {"name": "adapter", "quantization": None},
     "adapter, 4-bit": {"name": "adapter", "quantization": "nf4"},
     "full": {"name": "full"},
 }

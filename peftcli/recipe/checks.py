@@ -53,7 +53,7 @@ def check_architecture(loaded: LoadedRecipe, architecture: Architecture) -> None
         (("method", *keys), text) for keys, text in loaded.recipe.method.problems(architecture)
     ]
     if loaded.recipe.method.frozen_in_fp8:
-        found += _fp8_problems(architecture)
+        found += fp8_problems(architecture)
     reason = UNPACKABLE.get(architecture.model_type)
     if loaded.recipe.training.packing is True and reason:
         text = f"{architecture.model_type} models cannot be packed: {reason}; write `false`"
@@ -68,7 +68,7 @@ def check_architecture(loaded: LoadedRecipe, architecture: Architecture) -> None
         raise RecipeError("\n".join(lines), f"the model is a {architecture.model_type}")
 
 
-def _fp8_problems(architecture: Architecture) -> list[tuple[Path, str]]:
+def fp8_problems(architecture: Architecture) -> list[tuple[Path, str]]:
     """Why the base cannot be held in fp8, which the fused layers do."""
     key = ("method", "quantization")
     if architecture.model_type not in FUSED:

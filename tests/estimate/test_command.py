@@ -72,7 +72,10 @@ def test_methods_side_by_side_at_one_micro_batch(model: Path) -> None:
     done = estimate("--compare", "--model", str(model), "--gpu", "h100", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert set(found) == {"lora", "dora", "qlora", "adapter", "adapter, 4-bit", "full"}
+    assert list(found) == [
+        *("lora", "dora", "lora, fp8", "qlora", "adapter", "adapter, 4-bit", "full")
+    ]
+    assert found["lora, fp8"]["memory"]["base_gib"] < 0.6 * found["lora"]["memory"]["base_gib"]
     shapes = {
         (x["settings"]["micro_batch_size"], x["settings"]["checkpointing"]) for x in found.values()
     }
@@ -96,6 +99,17 @@ def test_comparing_keeps_the_keys_that_methods_share(model: Path, tmp_path: Path
     found = json.loads(done.stdout)
     assert found["qlora"]["trainable"] == found["lora"]["trainable"] == 4 * 41_943_040
     assert {x["settings"]["micro_batch_size"] for x in found.values()} == {2}
+
+
+def test_comparing_leaves_out_what_does_not_go_together(model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"model: {model}\nmethod: {{name: lora, dropout: 0.1}}\n"
+        "data: {train: no-such-file.jsonl}\noutput: out\n"
+    )
+    found = json.loads(estimate(str(recipe), "--compare", "--json").stdout)
+    assert "lora, fp8" not in found
+    assert found["dora"]["verdict"]
 
 
 def test_every_card_without_a_name(model: Path) -> None:
