@@ -7,13 +7,12 @@ import os
 import pickle
 import shutil
 import struct
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from forked import server
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -54,18 +53,9 @@ def peftcli(*arguments: str | Path) -> Answer:
 def process(
     *arguments: str | Path, measured: bool = False, cwd: Path | None = None, **environment: str
 ) -> Answer:
-    """The program in a process of its own."""
-    start = ["-c", MEASURED] if measured else ["-m", "peftcli"]
-    done = subprocess.run(
-        [sys.executable, *start, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **environment},
-        timeout=300,
-    )
+    """The program in a process of its own, which is a fork: its peak counts all the libraries."""
+    program = MEASURED if measured else None
+    done = server().run(*arguments, program=program, cwd=cwd, environment=dict(environment))
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
