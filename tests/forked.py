@@ -114,7 +114,7 @@ class Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,  # so that `select` tells whether there is an answer
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT, "HF_HOME": self._folder.name},  # nobody's token
         )
         self._current: Running | None = None
         self._result: tuple[int, bool] | None = None
@@ -204,6 +204,12 @@ def command_of(module: str) -> list[str]:
     """How to start `serve()` of a module of the tests, which are not importable after that."""
     code = f"import sys; sys.path.insert(0, {str(TESTS)!r}); from {module} import serve; "
     return [sys.executable, "-c", f"{code}sys.path.remove({str(TESTS)!r}); serve()"]
+
+
+def script(file: Path) -> str:
+    """The program that is a script's file."""
+    run = f"runpy.run_path({str(file)!r}, run_name='__main__')"
+    return f"import runpy, sys\nsys.argv[0] = {str(file)!r}\n{run}\n"
 
 
 def import_everything() -> None:

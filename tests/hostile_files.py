@@ -7,6 +7,8 @@ import os
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,9 +55,16 @@ def peftcli(*arguments: str | Path) -> Answer:
 def process(
     *arguments: str | Path, measured: bool = False, cwd: Path | None = None, **environment: str
 ) -> Answer:
-    """The program in a process of its own, which is a fork: its peak counts all the libraries."""
+    """The program in a process of its own; all libraries are in it, and count in its peak."""
     program = MEASURED if measured else None
     done = server().run(*arguments, program=program, cwd=cwd, environment=dict(environment))
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def fresh_and_measured(*arguments: str) -> Answer:
+    """The program in a new interpreter, which has imported nothing, and the peak of it."""
+    command = [sys.executable, "-c", MEASURED, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     return Answer(done.returncode, done.stdout, done.stderr)
 
 

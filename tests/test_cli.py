@@ -14,12 +14,6 @@ from hostile_files import peftcli as inside
 from hostile_files import refused
 
 
-def fresh(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The program as it is started from a shell."""
-    command = [sys.executable, "-m", "peftcli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 def peftcli(*arguments: str, cwd: Path | None = None) -> Done:
     """The program in a fork of a process that has imported everything."""
     return server().run(*arguments, cwd=cwd)
@@ -39,7 +33,7 @@ def test_a_run_in_plain_lines_and_as_json(
     base_model: Path, rows: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = recipe(tmp_path, base_model, rows)
-    first = fresh("train", str(file))
+    first = peftcli("train", str(file))
     assert first.returncode == 0, first.stderr
     assert "step 1/3" in first.stdout
     assert "held out after step 3" in first.stdout
@@ -126,4 +120,6 @@ def test_a_rank_above_the_layer_is_refused_with_its_line(
 
 
 def test_version() -> None:
-    assert fresh("--version").stdout.startswith("peftcli 0.")
+    command = [sys.executable, "-m", "peftcli", "--version"]  # as it is started from a shell
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("peftcli 0.")
