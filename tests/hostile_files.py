@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from forked import server
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -54,18 +55,16 @@ def peftcli(*arguments: str | Path) -> Answer:
 def process(
     *arguments: str | Path, measured: bool = False, cwd: Path | None = None, **environment: str
 ) -> Answer:
-    """The program in a process of its own."""
-    start = ["-c", MEASURED] if measured else ["-m", "peftcli"]
-    done = subprocess.run(
-        [sys.executable, *start, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **environment},
-        timeout=300,
-    )
+    """The program in a process of its own; all libraries are in it, and count in its peak."""
+    program = MEASURED if measured else None
+    done = server().run(*arguments, program=program, cwd=cwd, environment=dict(environment))
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def fresh_and_measured(*arguments: str) -> Answer:
+    """The program in a new interpreter, which has imported nothing, and the peak of it."""
+    command = [sys.executable, "-c", MEASURED, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     return Answer(done.returncode, done.stdout, done.stderr)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
@@ -13,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import Done, script, server
 from tiny_models import tiny_config
 
 from peftcli.models import Device
@@ -22,10 +21,8 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "calibrate"
 
 
-def calibrate(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--device", "cpu", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+def calibrate(*arguments: str) -> Done:
+    return server().run("--device", "cpu", *arguments, program=script(SCRIPT))
 
 
 def load() -> Any:
@@ -117,7 +114,7 @@ def test_the_grid_covers_what_it_should() -> None:
 def test_a_random_base_is_what_the_loader_makes_of_a_checkpoint(
     family: str, four_bits: bool
 ) -> None:
-    script = load()
+    calibrate = load()
     device = Device("cpu", "float32", "CPU", None)
     method = {"name": "qlora" if four_bits else "lora"}
     recipe = Recipe.model_validate(
@@ -125,7 +122,7 @@ def test_a_random_base_is_what_the_loader_makes_of_a_checkpoint(
     )
     quantization = recipe.method.quantization_config("float32")
     config = tiny_config(family)
-    made = script.random_base(config, device, quantization, None)
+    made = calibrate.random_base(config, device, quantization, None)
     linears = {type(x).__name__ for n, x in made.named_modules() if n.endswith("q_proj")}
     assert linears == ({"Linear4bit"} if four_bits else {"Linear"})
     with torch.no_grad():

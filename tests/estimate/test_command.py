@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Done, server
 
 CONFIG = {
     "model_type": "llama",
@@ -26,19 +27,8 @@ CONFIG = {
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "numpy", "pyarrow", "matplotlib"}
 
 
-def estimate(
-    *arguments: str, cwd: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "peftcli", "estimate", *arguments]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdin=subprocess.DEVNULL,
-    )
+def estimate(*arguments: str, cwd: Path | None = None, **environment: str) -> Done:
+    return server().run("estimate", *arguments, cwd=cwd, environment=dict(environment))
 
 
 @pytest.fixture

@@ -6,22 +6,21 @@ a second. With `shim.c` preloaded, the N-th I/O operation below a folder fails, 
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from forked import ENVIRONMENT, command_of, default_signals, end_with, import_everything
 
 ACTIONS = {
     name: number
@@ -29,7 +28,6 @@ ACTIONS = {
         ("none", "fail", "fail on", "kill", "tear", "terminate", "clock back")
     )
 }
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -72,17 +70,11 @@ class Lab:
     def __init__(self, folder: Path, shim: Path | None) -> None:
         self.folder = folder
         self.counts = shim is not None
-        environment = os.environ | {
-            "PYTHONPATH": str(ROOT),
-            "PEFTCLI_CACHE": str(folder / "cache"),
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "HF_DEACTIVATE_ASYNC_LOAD": "1",  # new threads in a fork trip an assertion of PyTorch
-        }
+        environment = os.environ | ENVIRONMENT | {"PEFTCLI_CACHE": str(folder / "cache")}
         if shim is not None:
             environment["LD_PRELOAD"] = str(shim)
         self._server = subprocess.Popen(
-            [sys.executable, __file__],
+            command_of("faults.lab"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -167,10 +159,11 @@ def build_shim(folder: Path) -> Path | None:
     return library
 
 
-def _serve() -> None:
+def serve() -> None:
+    """Do what is ordered, line by line, until there is no more."""
     import ctypes
 
-    _import_everything()
+    import_everything()
     own = ctypes.CDLL(None)
     counter = None
     if hasattr(own, "fault_counter"):
@@ -185,7 +178,7 @@ def _serve() -> None:
         began = time.monotonic()
         child = os.fork()
         if child == 0:
-            _child(order, own, log)
+            end_with(partial(_child, order, own, log))
         status, sent = _watch(child, order, log, began)
         ended = time.monotonic()
         outcome = Outcome(
@@ -200,63 +193,28 @@ def _serve() -> None:
         print(json.dumps(asdict(outcome)), flush=True)
 
 
-def _import_everything() -> None:
-    """Imports, and what libraries work out once and keep; nothing that starts a thread."""
-    for name in ("cli", "methods.bottleneck_tuner", "train.dry_run", "train.run"):
-        import_module(f"peftcli.{name}")
-    import torch
-
-    from peftcli.models import Device, load_base
-    from peftcli.recipe.schema import Model
-    from peftcli.train.plot import plot_losses
-
-    torch.set_num_threads(1)
-    load_base(Model(name="bundled:tiny"), Device("cpu", "float32", "CPU", None))
-    with tempfile.TemporaryDirectory() as folder:
-        plot_losses(Path(folder) / "loss.png", [(1, 1.0)], [])
-    gc.collect()
-    gc.freeze()
-
-
 def _child(order: dict[str, Any], own: Any, log: Path) -> None:
-    code: Any = 1
-    try:
-        for stream, number in ((".out", 1), (".err", 2)):
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            path = order["stdout"] if number == 1 else ""
-            descriptor = os.open(path or log.with_suffix(stream), flags, 0o644)
-            os.dup2(descriptor, number)
-            os.close(descriptor)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.setsid()
-        os.umask(order["umask"])
-        os.chdir(order["cwd"])
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(
-            signal.SIGHUP, signal.SIG_DFL
-        )  # both ignored where the tests run in a background
-        _limit(order["limits"])
-        fault = order["fault"]
-        if order["below"] and hasattr(own, "fault_arm"):
-            own.fault_arm(
-                order["below"].encode(),
-                ACTIONS[fault["action"]],
-                fault["number"],
-                fault["error"],
-            )
-        sys.argv = ["peftcli", *order["arguments"]]
-        from peftcli.cli import main
+    for stream, number in ((".out", 1), (".err", 2)):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        path = order["stdout"] if number == 1 else ""
+        descriptor = os.open(path or log.with_suffix(stream), flags, 0o644)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.setsid()
+    os.umask(order["umask"])
+    os.chdir(order["cwd"])
+    default_signals()
+    _limit(order["limits"])
+    fault = order["fault"]
+    if order["below"] and hasattr(own, "fault_arm"):
+        own.fault_arm(
+            order["below"].encode(), ACTIONS[fault["action"]], fault["number"], fault["error"]
+        )
+    sys.argv = ["peftcli", *order["arguments"]]
+    from peftcli.cli import main
 
-        main()
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(int(code))
+    main()
 
 
 def _limit(limits: dict[str, int]) -> None:
@@ -292,7 +250,3 @@ def _watch(child: int, order: dict[str, Any], log: Path, began: float) -> tuple[
         if now > began + order["seconds"]:
             os.kill(child, signal.SIGKILL)
         time.sleep(0.001)
-
-
-if __name__ == "__main__":
-    _serve()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import pty
 import select
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import server
 from hostile_files import adapter_of, change_json, copied, peftcli, recipe, refused
 
 SOURCE = "open({target!r}, 'w').close()\nfrom transformers import LlamaConfig, LlamaForCausalLM\n"
@@ -73,18 +73,18 @@ def read(terminal: int) -> bytes:
 
 
 def test_nobody_is_asked_on_a_terminal(evil: Path, rows: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "peftcli", "train", str(recipe(tmp_path, evil, rows))]
     ours, theirs = pty.openpty()
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+    name = os.ttyname(theirs)
+    with server().start("train", recipe(tmp_path, evil, rows), terminal=name) as process:
         os.close(theirs)
         os.write(ours, b"y\n" * 5)  # what somebody in a hurry would answer
         said, deadline = b"", time.monotonic() + 120
         while time.monotonic() < deadline:
             piece = read(ours) if select.select([ours], [], [], 0.2)[0] else b""
             said += piece
-            if not piece and process.poll() is not None:
+            if not piece and not process.alive():
                 break
-        assert process.wait(timeout=10) == 4, said
+        assert process.end().returncode == 4, said
     os.close(ours)
     assert b"[y/N]" not in said
     assert b"was not run: modeling_evil.py" in said

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import server
 from hostile_files import adapter_of, change_json, copied, load_file, process, recipe, save_file
 
 from peftcli.errors import ExitCode
@@ -61,16 +62,14 @@ def test_gates(finished: Path, tmp_path: Path) -> None:
 
 def test_interrupted(base_model: Path, chats: Path, tmp_path: Path) -> None:
     file = recipe(tmp_path, base_model, chats)
-    command = [sys.executable, "-m", "peftcli", "train", str(file), "--json"]
-    command += ["--set", "training.max_steps=400", "--set", "evaluation.steps=400"]
-    command += ["--set", "training.save_steps=400"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
-        for line in running.stdout or ():
+    long = ("training.max_steps=400", "evaluation.steps=400", "training.save_steps=400")
+    options = [word for setting in long for word in ("--set", setting)]
+    with server().start("train", file, "--json", *options, seconds=120) as running:
+        for line in running.lines():
             if json.loads(line)["event"] == "step":
-                running.send_signal(signal.SIGTERM)
+                running.send(signal.SIGTERM)
                 break
-        running.communicate(timeout=120)
-    assert running.returncode == 75
+        assert running.end().returncode == 75
 
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hostile_files import copied, peftcli, process, recipe, refused
+from hostile_files import copied, fresh_and_measured, peftcli, recipe, refused
 
 from peftcli.errors import RecipeError
 from peftcli.recipe.document import read_document
@@ -63,7 +63,7 @@ def test_hostile_recipes_are_refused_at_once(name: str, tmp_path: Path) -> None:
 def test_a_recipe_that_is_not_text_or_never_ends(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_bytes(b"\xff\xfe\0\0")
     refused(peftcli("train", tmp_path / "r.yaml"), 2, "not UTF-8")
-    answer = process("train", "/dev/zero", measured=True)
+    answer = fresh_and_measured("train", "/dev/zero")
     refused(answer, 2)
     assert int(answer.error.split()[-1]) < 200
 
