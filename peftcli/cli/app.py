@@ -89,7 +89,9 @@ def version(
 def main() -> None:
     """The console script."""
     no_telemetry()
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _terminated)
     # It complains on import about an optional kernel that is not needed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Else pydantic reads the metadata of every installed package before the first recipe.

@@ -13,6 +13,7 @@ import torch
 from peftcli.merge.base import Base
 from peftcli.merge.plan import Plan
 from peftcli.merge.source import AdapterSource
+from peftcli.untrusted import read_object
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
 TOKENIZER = (
@@ -74,7 +75,7 @@ def write_config(
 def complete_stops(staging: Path, end_of_text: int | None) -> list[int]:
     """Add the tokenizer's end-of-text token to the stops of generation_config.json; all stops."""
     file = staging / GENERATION
-    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    values = read_object(file) if file.is_file() else {}
     found = values.get("eos_token_id")
     tokens = found if isinstance(found, list) else [found]
     stops = [token for token in tokens if isinstance(token, int)]
