@@ -41,6 +41,7 @@ def bring_files(base: Base, adapter: AdapterSource, staging: Path) -> None:
             _copy(file, staging)
     for folder in (base.folder, adapter.folder):
         if (folder / GENERATION).is_file():
+            read_object(folder / GENERATION)  # here, where a damaged one still has its place
             _copy(folder / GENERATION, staging)
 
 
@@ -75,7 +76,7 @@ def write_config(
 def complete_stops(staging: Path, end_of_text: int | None) -> list[int]:
     """Add the tokenizer's end-of-text token to the stops of generation_config.json; all stops."""
     file = staging / GENERATION
-    values = read_object(file) if file.is_file() else {}
+    values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     found = values.get("eos_token_id")
     tokens = found if isinstance(found, list) else [found]
     stops = [token for token in tokens if isinstance(token, int)]
