@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from peftcli.errors import ResourceError, UsageError
 from peftcli.lock import hold, holder, in_use
+from peftcli.records import check_manifest
 from peftcli.untrusted import read_object
 
 Status = Literal["running", "interrupted", "failed", "finished"]
@@ -68,7 +69,10 @@ class RunDir:
         """run.json, or None where there is none; raises ArtefactError when it is damaged."""
         if not self.manifest.is_file():
             return None
-        return read_object(self.manifest, "restore it, or use another `output`")
+        hint = "restore it, or use another `output`"
+        values = read_object(self.manifest, hint)
+        check_manifest(self.manifest, values, hint)
+        return values
 
     def write_manifest(self, values: dict[str, Any]) -> None:
         """Replace run.json at once."""
@@ -107,13 +111,7 @@ def open_run(path: Path, *, resume: bool, overwrite: bool) -> RunDir:
             f"output: {path} holds files of something else ({', '.join(sorted(foreign)[:3])})",
             "name an empty or new folder in `output`",
         )
-    for name in OWN_NAMES:
-        link = path / name
-        if link.is_symlink() and not link.resolve().is_relative_to(path.resolve()):
-            raise UsageError(
-                f"output: {link} is a link to {link.readlink()}, outside the run folder",
-                "remove the link; to keep runs on another disk, link the whole run folder",
-            )
+    _check_kinds(path)
     manifest = run.read_manifest()
     owner = holder(run.lock)
     if owner:
@@ -240,6 +238,22 @@ def sync_folder(path: Path) -> None:
 
 def _entries(path: Path) -> list[Path]:
     return list(path.iterdir()) if path.is_dir() else []
+
+
+def _check_kinds(path: Path) -> None:
+    """Refuse links out of the folder, and pipes or folders where a run keeps a file."""
+    for name in OWN_NAMES:
+        item = path / name
+        if item.is_symlink() and not item.resolve().is_relative_to(path.resolve()):
+            raise UsageError(
+                f"output: {item} is a link to {item.readlink()}, outside the run folder",
+                "remove the link; to keep runs on another disk, link the whole run folder",
+            )
+        kind = "file" if "." in name else "folder"
+        if item.exists() and not (item.is_file() if kind == "file" else item.is_dir()):
+            raise UsageError(
+                f"output: {item} is no {kind} of a run", "remove it, or name another `output`"
+            )
 
 
 def _refuse_second_run(run: RunDir, status: str, resume: bool) -> None:

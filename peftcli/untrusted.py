@@ -6,6 +6,7 @@ import json
 import math
 import re
 import signal
+import stat
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,9 +31,11 @@ SCALES = ("lora_alpha", "alpha_pattern")
 def read_json(file: Path, hint: str = AGAIN) -> Any:
     """The content of a JSON file; ArtefactError when it is damaged, too large or nested too far."""
     try:
-        size = file.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise ArtefactError(f"{file}: {size:,} bytes, too large for such a file", hint)
+        found = file.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe or a device would be read without an end
+            raise ArtefactError(f"{file}: damaged: no regular file", hint)
+        if found.st_size > MAX_JSON_BYTES:
+            raise ArtefactError(f"{file}: {found.st_size:,} bytes, too large for such a file", hint)
         return json.loads(file.read_bytes())
     except OSError as error:
         raise ArtefactError(f"{file}: cannot be read: {error.strerror}", hint) from None

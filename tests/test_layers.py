@@ -21,7 +21,7 @@ LAYERS = (
     ("recipe",),
     ("methods", "data", "rendering", "metrics"),
     ("architecture", "overlap"),
-    ("events", "bundled", "weightfiles", "lock", "fp8"),
+    ("events", "bundled", "weightfiles", "lock", "fp8", "records"),
     ("untrusted", "privacy"),
     ("errors", "__init__"),
 )

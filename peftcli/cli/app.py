@@ -40,8 +40,13 @@ class _Group(TyperGroup):
             print(redact(text), file=sys.stderr)
             raise typer.Exit(ExitCode.RESOURCES) from None
         except KeyboardInterrupt:
-            print("\nstopped; nothing half-written is left", file=sys.stderr)
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
+            raise _stopped() from None
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().make_context(*arguments, **options)
+        except KeyboardInterrupt:  # Typer itself would end with 1
+            raise _stopped() from None
 
 
 app = typer.Typer(
@@ -88,13 +93,27 @@ def version(
 
 def main() -> None:
     """The console script."""
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, _terminated)
+        _run()
+    except KeyboardInterrupt:  # before Typer began, or after it ended
+        sys.exit(_stopped().exit_code)
+
+
+def _run() -> None:
     no_telemetry()
-    signal.signal(signal.SIGTERM, _terminated)
     # It complains on import about an optional kernel that is not needed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Else pydantic reads the metadata of every installed package before the first recipe.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     app()
+
+
+def _stopped() -> typer.Exit:
+    print("\nstopped; nothing half-written is left", file=sys.stderr)
+    return typer.Exit(ExitCode.INTERRUPTED)
 
 
 def _bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -136,5 +136,6 @@ def _check_depth(
 def _method(source: AdapterSource) -> str:
     name = str(source.config["peft_type"]).lower()
     recipe = (source.manifest or {}).get("recipe") or {}
-    own = (recipe.get("method") or {}).get("name")
+    method = recipe.get("method")
+    own = method.get("name") if isinstance(method, dict) else None
     return str(own or ("dora" if source.config.get("use_dora") else name))

@@ -19,6 +19,7 @@ from transformers import (
 from transformers.quantizers import AutoHfQuantizer
 
 from peftcli import fp8
+from peftcli.errors import ArtefactError
 from peftcli.merge.skeleton import skeleton
 from peftcli.merge.source import AdapterSource
 from peftcli.models import DTYPES
@@ -165,7 +166,12 @@ def quantization_of(source: AdapterSource) -> Quantization | None:
     recipe = source.recipe()
     if recipe is None or source.manifest is None:
         return None
-    dtype = str(source.manifest["device"]["dtype"])
+    dtype = str(source.manifest.get("device", {}).get("dtype"))
+    if dtype not in DTYPES:
+        raise ArtefactError(
+            f"{source.name}: run.json does not say in which dtype it ran",
+            "restore run.json, or merge the adapter folder from another place with --base-model",
+        )
     loaded = DTYPES[recipe.method.weights_dtype(dtype)]
     if recipe.method.frozen_in_fp8:
         return EightBits(loaded)

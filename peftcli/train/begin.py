@@ -55,6 +55,11 @@ def begin(
     before = (folder.read_manifest() or {}) if resuming else {}
     if before.get("shrunk"):
         rows = int(before["plan"]["micro_batch_size"])
+        if recipe.training.batch_size % rows:
+            raise ArtefactError(
+                f"{folder.manifest}: damaged: {rows} rows at a time do not divide the batch",
+                "restore it, or start again with --overwrite",
+            )
         setting = replace(setting, plan=with_rows(setting.plan, rows))
     identity = identify(recipe.model)
     check_belongs(recipe.model, setting, base_folder(recipe.model))

@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 
 from peftcli.errors import ArtefactError
 from peftcli.run_dir import publish_folder, remove_folder, write_atomic
+from peftcli.train import state
+from peftcli.untrusted import read_object
 
 MANIFEST = "MANIFEST.json"
-STATE = "trainer_state.json"
 STAGING = ".staging-checkpoint"
 UNEVALUATED = "not-evaluated"  # marks a step whose evaluation a signal cut short
 UNWANTED = ("training_args.bin", "README.md")  # a pickle with every argument, and a card
@@ -46,7 +47,9 @@ def newest(folder: Path, tell: Callable[[str], None], *, with_best: bool = False
     candidates = sorted(steps(folder), reverse=True)
     for step in candidates:
         path = folder / f"checkpoint-{step}"
-        damage = verify(path) or (_best_is_damaged(path) if with_best else None)
+        damage = verify(path) or state.damage(path)
+        if damage is None and with_best:
+            damage = _best_is_damaged(path)
         if damage is None:
             return path
         tell(f"{path.name} is skipped: {damage}")
@@ -60,10 +63,8 @@ def newest(folder: Path, tell: Callable[[str], None], *, with_best: bool = False
 
 def verify(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint; None when every file is as it was written."""
-    try:
-        manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        expected: dict[str, dict[str, Any]] = manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+    expected = _manifest(checkpoint)
+    if expected is None:
         return "its manifest is missing or damaged"
     if checkpoint.is_symlink() or any(path.is_symlink() for path in checkpoint.rglob("*")):
         return "it holds a link"
@@ -121,12 +122,20 @@ def steps(folder: Path) -> list[int]:
 
 
 def _best_is_damaged(checkpoint: Path) -> str | None:
-    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    best = state.get("best_global_step")
+    best = state.read(checkpoint)["best_global_step"]
     if not best or f"checkpoint-{best}" == checkpoint.name:
         return None
     damage = verify(checkpoint.with_name(f"checkpoint-{best}"))
     return f"the best one before it, checkpoint-{best}, is damaged: {damage}" if damage else None
+
+
+def _manifest(checkpoint: Path) -> dict[str, Any] | None:
+    """What the manifest says of each file; None when it is missing or damaged."""
+    try:
+        files = read_object(checkpoint / MANIFEST).get("files")
+    except ArtefactError:
+        return None
+    return files if isinstance(files, dict) else None
 
 
 def _inflates(file: Path) -> bool:

@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from peftcli.events import Evaluated, Listener, Saved, Step, Warned
+from peftcli.records import metrics_line
 from peftcli.run_dir import write_atomic
 from peftcli.train.health import Health
 
@@ -215,14 +216,8 @@ def kept_lines(metrics: Path, step: int) -> list[str]:
     """The whole lines of metrics.jsonl up to `step`; a torn or later line is left out."""
     if not metrics.is_file():
         return []
-    kept = []
-    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    return kept
+    lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return [line for line in lines if (values := metrics_line(line)) and values["step"] <= step]
 
 
 def peak_memory_gib() -> float:

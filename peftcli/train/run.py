@@ -232,7 +232,7 @@ def _stopped(received: str | None, folder: RunDir) -> PeftcliError:
             f"stopped by {received} before the first step; nothing was changed",
             "the same command starts again",
         )
-    return interrupted(received, folder, manifest["plan"]["steps"])
+    return interrupted(received, folder, manifest.get("plan", {}).get("steps", 0))
 
 
 def _finish(

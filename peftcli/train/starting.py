@@ -36,9 +36,9 @@ class Starting(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        if state.best_global_step:  # the folder may have been moved since
-            best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
-            state.best_model_checkpoint = str(best)
+        best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+        # Never the recorded path: the folder may have been moved since, or the path be planted.
+        state.best_model_checkpoint = str(best) if state.best_global_step else None
         if self.trainer is None:
             return
         self.trainer.model.train()  # a base loads for evaluation: no checkpointing, no NEFTune

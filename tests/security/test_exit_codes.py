@@ -72,6 +72,44 @@ def test_interrupted(base_model: Path, chats: Path, tmp_path: Path) -> None:
         assert running.end().returncode == 75
 
 
+# Sends itself a signal at the N-th call of a function or of a built-in one.
+AT_A_CALL = """
+import os, signal, sys
+from peftcli.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+calls, last, number = 0, int(sys.argv[1]), int(sys.argv[2])
+def watch(frame, event, value):
+    global calls
+    calls += 1
+    if calls == last:
+        sys.setprofile(None)
+        os.kill(os.getpid(), number)
+sys.argv[1:] = sys.argv[3:]
+try:
+    sys.setprofile(watch)
+    main()
+finally:
+    sys.setprofile(None)
+    print(calls, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_any_call_ends_with_75(number: signal.Signals) -> None:
+    """Also before Typer began to read the command line, and while it does."""
+
+    def stopped(last: int) -> subprocess.CompletedProcess[str]:
+        words = [str(last), str(int(number)), "recipes", "ls"]
+        command = [sys.executable, "-c", AT_A_CALL, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    calls = int(stopped(0).stderr.split()[-1])
+    for last in (*(80, 120, 160), *(calls * part // 10 for part in range(1, 10))):
+        done = stopped(last)
+        assert "Traceback" not in done.stderr, (last, done.stderr)
+        assert done.returncode == 75, (last, done.stderr)
+
+
 def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
     code = "import peftcli.recipe.gallery as g\ng.entries = None\nfrom peftcli.cli import main\n"
     code += "import sys\nsys.argv = ['peftcli', 'recipes', 'ls']\nmain()\n"
