@@ -10,7 +10,7 @@ from faults.lab import Lab
 from faults.scene import Scene
 
 KILLS = 8
-BUDGET = 40.0  # seconds
+BUDGET = 60.0  # seconds
 
 
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
@@ -22,4 +22,4 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bytes(
         kills += len(kill_and_resume(lab, scene, chance))
         if time.monotonic() - began > BUDGET:
             break
-    assert kills >= 1
+    assert kills >= 4
