@@ -9,12 +9,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from peftcli.errors import ArtefactError
+from peftcli.untrusted import read_json
+from peftcli.weightfiles import INDEX, indexed_files, read_header
 
 FILE_NAME = "base_fingerprint.json"
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 SAMPLE_BYTES = 64
 SAMPLES = 4
 
@@ -36,7 +37,9 @@ class Fingerprint:
 
 def fingerprint(folder: Path) -> Fingerprint:
     """Fingerprint the safetensors files of a model folder; raises ArtefactError."""
-    files = sorted(folder.glob("*.safetensors"))
+    if (folder / INDEX).is_file():
+        indexed_files(folder / INDEX)
+    files = sorted(file for file in folder.glob("*.safetensors") if file.is_file())
     if not files:
         raise ArtefactError(
             f"{folder}: no .safetensors file", "convert the weights to safetensors first"
@@ -68,15 +71,15 @@ def read_fingerprint(folder: Path) -> Fingerprint | None:
     file = folder / FILE_NAME
     if not file.is_file():
         return None
+    values = read_json(file)
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
         return Fingerprint(
             digest=str(values["digest"]),
             tensors=int(values["tensors"]),
             parameters=int(values["parameters"]),
             bytes=int(values["bytes"]),
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise ArtefactError(
             f"{file}: not a fingerprint", "restore the file, or remove it to skip the check"
         ) from None
@@ -94,28 +97,6 @@ def check_same_base(adapter: Path, base: Path) -> None:
             f"{_differences(expected, found)}",
             "name the original base model, at the revision that run.json records",
         )
-
-
-def read_header(stream: BinaryIO, file: Path) -> tuple[int, dict[str, Any]]:
-    """Offset of the tensor data and the header's entries, `__metadata__` left out."""
-    prefix = stream.read(8)
-    length = int.from_bytes(prefix, "little")
-    size = file.stat().st_size
-    if prefix.startswith(b"version "):
-        raise ArtefactError(
-            f"{file}: a git-lfs pointer, not weights", "fetch the file: git lfs pull"
-        )
-    if len(prefix) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
-        raise ArtefactError(f"{file}: truncated or not a safetensors file", "download it again")
-    try:
-        header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        ends = [int(entry["data_offsets"][1]) for entry in header.values()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IndexError):
-        raise ArtefactError(f"{file}: its header is corrupt", "download it again") from None
-    if 8 + length + max(ends, default=0) != size:
-        raise ArtefactError(f"{file}: truncated or padded", "download it again")
-    return 8 + length, header
 
 
 def _sample(stream: BinaryIO, begin: int, end: int) -> bytes:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
@@ -22,8 +24,22 @@ from transformers import (
 
 from peftcli.bundled import bundled
 from peftcli.errors import ArtefactError, ResourceError, UsageError
+from peftcli.privacy import go_offline as go_offline
 from peftcli.recipe.schema import Model
+from peftcli.untrusted import (
+    check_adapter_config,
+    check_patterns,
+    custom_code,
+    foreign_kernel,
+    read_object,
+)
+from peftcli.weightfiles import check_folder
 
+# What a damaged file makes the libraries raise, torch's lack of memory apart.
+LOAD_ERRORS = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, AssertionError),
+    *(RuntimeError, ArithmeticError, MemoryError, SafetensorError),
+)
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -83,23 +99,28 @@ def locate(model: Model) -> str:
 
 def load_config(model: Model) -> PreTrainedConfig:
     """The model's config.json; raises ArtefactError where there is none or it needs code."""
-    try:
+    with _loading(model):
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             locate(model), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(model, error) from None
+    inner = [part for part in vars(config).values() if isinstance(part, PreTrainedConfig)]
+    kernels = [foreign_kernel(vars(part)) for part in (config, *inner)]
+    kernel = next(filter(None, kernels), None)
+    if kernel is not None and not model.trust_remote_code:
+        raise ArtefactError(
+            f"model: {model.name} asks for native code from {kernel} on the hub, which was not "
+            "fetched",
+            "remove attn_implementation from its config.json",
+        )
     return config
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with a pad token that is not its end-of-text token if it has one."""
-    try:
+    with _loading(model):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             locate(model), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _unloadable(model, error) from None
     if tokenizer.eos_token is None:
         raise ArtefactError(
             f"model: the tokenizer of {model.name} has no end-of-text token",
@@ -121,24 +142,30 @@ def load_base(
     `attention` is the implementation that `attention: auto` stands for; transformers' choice when
     None.
     """
+    load_config(model)
+    folder = base_folder(model)
+    if folder is not None:
+        try:
+            check_folder(folder)
+        except ArtefactError as error:
+            raise ArtefactError(f"model: {error.message}", error.hint) from None
     try:
-        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            locate(model),
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-            dtype=DTYPES[device.dtype],
-            quantization_config=quantization,
-            attn_implementation=attention if model.attention == "auto" else model.attention,
-            device_map={"": 0} if device.kind == "cuda" else None,
-            use_safetensors=True,
-        )
+        with _loading(model):
+            base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                locate(model),
+                revision=model.revision,
+                trust_remote_code=model.trust_remote_code,
+                dtype=DTYPES[device.dtype],
+                quantization_config=quantization,
+                attn_implementation=attention if model.attention == "auto" else model.attention,
+                device_map={"": 0} if device.kind == "cuda" else None,
+                use_safetensors=True,
+            )
     except torch.cuda.OutOfMemoryError:
         raise ResourceError(
             f"model: {model.name} does not fit on {device.name} ({device.memory_gib:.1f} GiB)",
             "write `method: qlora`, which holds the base in 4 bits, or use a larger GPU",
         ) from None
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise _unloadable(model, error) from None
     if quantization is not None and device.kind == "cpu":
         _keep_exact(base)
     return base
@@ -171,22 +198,50 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """The base with a trained adapter; raises ArtefactError when the two do not belong together."""
     from peftcli.methods import bottleneck_tuner  # registers the method with PEFT
 
-    if not (folder / "adapter_config.json").is_file():
-        raise ArtefactError(f"{folder}: holds no adapter", "name a folder with adapter_config.json")
+    config = check_adapter(folder)
+    check_patterns(str(folder), config, [name for name, _ in base.named_modules()])
     try:
-        return PeftModel.from_pretrained(base, str(folder))
-    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
+        return PeftModel.from_pretrained(base, str(folder), use_safetensors=True)
+    except LOAD_ERRORS as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ArtefactError(
             f"{folder}: does not load on this base: {first}",
             f"name the base it was trained on ({bottleneck_tuner.__name__} is registered)",
         ) from None
 
 
-def go_offline() -> None:
-    """Forbid every download for the rest of the process."""
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        os.environ[name] = "1"
+def check_adapter(folder: Path) -> dict[str, Any]:
+    """Its adapter_config.json; raises ArtefactError for a folder that is damaged or holds code."""
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        raise ArtefactError(f"{folder}: holds no adapter", "name a folder with adapter_config.json")
+    config = read_object(file)
+    check_adapter_config(str(folder), config)
+    if not (folder / "adapter_model.safetensors").is_file():
+        pickled = (folder / "adapter_model.bin").is_file()
+        raise ArtefactError(
+            f"{folder}: its weights are a pickle (.bin), which can hold code"
+            if pickled
+            else f"{folder}: holds no adapter_model.safetensors",
+            "save the adapter with safetensors, PEFT's default",
+        )
+    check_folder(folder)
+    return config
+
+
+@contextmanager
+def _loading(model: Model) -> Iterator[None]:
+    """Turn what transformers raises for this model into an error that says what to do."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except LOAD_ERRORS as error:
+        raise _unloadable(model, error) from None
+    except BaseException as error:
+        if type(error) is not Exception:  # the tokenizers library raises nothing more exact
+            raise
+        raise _unloadable(model, error) from None
 
 
 def _keep_exact(base: PreTrainedModel) -> None:
@@ -196,6 +251,17 @@ def _keep_exact(base: PreTrainedModel) -> None:
     for module in base.modules():
         if isinstance(module, Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+def _code_of(model: Model) -> list[str]:
+    """What the code is that a model needs, as far as its files are on this disk."""
+    from huggingface_hub import try_to_load_from_cache
+
+    located = locate(model)
+    if Path(located).is_dir():
+        return custom_code(Path(located))
+    cached = try_to_load_from_cache(located, "config.json", revision=model.revision)
+    return custom_code(Path(cached).parent) if isinstance(cached, str) else []
 
 
 def _targets_hint(base: PreTrainedModel) -> str:
@@ -209,11 +275,19 @@ def _linear(module: torch.nn.Module) -> bool:
 
 
 def _unloadable(model: Model, error: Exception) -> ArtefactError | UsageError:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, RecursionError):
+        text = "one of its JSON files is nested too deeply"
     if "trust_remote_code" in text or "custom code" in text:
+        code = "; ".join(_code_of(model)) or "files of its repository"
         return ArtefactError(
-            f"model: {model.name} comes with Python code of its own, which was not run",
-            "read that code; `model: {name: ..., trust_remote_code: true}` runs it",
+            f"model: {model.name} needs Python code of its own, which was not run: {code}",
+            "read that code first; `model: {name: ..., trust_remote_code: true}` runs it",
+        )
+    if "backend tokenizer" in text and Path(locate(model)).is_dir():
+        return ArtefactError(
+            f"model: {model.name} holds no tokenizer that can be read",
+            "put tokenizer.json and tokenizer_config.json beside its config.json",
         )
     if "safetensors" in text and Path(locate(model)).is_dir():
         return ArtefactError(

@@ -1,19 +1,20 @@
-"""The layout of a run folder, its lock, and writing without half-written files."""
+"""The layout of a run folder, and writing without half-written files."""
 
 from __future__ import annotations
 
-import fcntl
+import ctypes
 import json
 import os
 import shutil
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from peftcli.errors import ArtefactError, ResourceError, UsageError
+from peftcli.errors import ResourceError, UsageError
+from peftcli.lock import hold, holder, in_use
+from peftcli.records import check_manifest
+from peftcli.untrusted import read_object
 
 Status = Literal["running", "interrupted", "failed", "finished"]
 
@@ -68,12 +69,9 @@ class RunDir:
         """run.json, or None where there is none; raises ArtefactError when it is damaged."""
         if not self.manifest.is_file():
             return None
-        try:
-            values = json.loads(self.manifest.read_text(encoding="utf-8"))
-        except ValueError:
-            values = None
-        if not isinstance(values, dict):
-            raise ArtefactError(f"{self.manifest}: damaged", "restore it, or use another `output`")
+        hint = "restore it, or use another `output`"
+        values = read_object(self.manifest, hint)
+        check_manifest(self.manifest, values, hint)
         return values
 
     def write_manifest(self, values: dict[str, Any]) -> None:
@@ -81,6 +79,8 @@ class RunDir:
         write_atomic(self.manifest, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
 
 
+PROBE_BYTES = 65536
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 OWN_NAMES = (
     *("recipe.yaml", "run.json", "metrics.jsonl", "loss.png", "adapter", "model", "checkpoints"),
     *(".lock", "merged", "eval.json", "report.html", "tracking"),
@@ -111,21 +111,39 @@ def open_run(path: Path, *, resume: bool, overwrite: bool) -> RunDir:
             f"output: {path} holds files of something else ({', '.join(sorted(foreign)[:3])})",
             "name an empty or new folder in `output`",
         )
+    _check_kinds(path)
     manifest = run.read_manifest()
+    owner = holder(run.lock)
+    if owner:
+        raise in_use(run.lock, owner)
     if manifest is not None and not overwrite:
         _refuse_second_run(run, str(manifest.get("status")), resume)
     if resume and manifest is None:
         raise UsageError(f"--resume: {path} holds no run", "start it without --resume")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".staging-{os.getpid()}"
-        probe.write_text("")
-        probe.unlink()
+        write_atomic(path / ".staging-probe", " " * PROBE_BYTES)
+        (path / ".staging-probe").unlink()
     except OSError as error:
         raise ResourceError(
-            f"output: {path} cannot be written: {error.strerror}", "name another folder"
+            f"output: {path} cannot be written: {error.strerror}",
+            "free disk space, or make it writable, or name another folder",
         ) from None
     return run
+
+
+def sweep(run: RunDir) -> None:
+    """Remove what a process that was killed had begun to write; call it with the lock held."""
+    names = [item.name for item in (run.adapter, run.model, run.recipe, run.manifest)]
+    names += [run.metrics.name, run.loss_plot.name, "probe"]
+    begun = [run.path / f".staging-{name}" for name in names]
+    begun += [*run.path.glob(".staging-old-*"), *run.path.glob(".staging-.staging-*")]
+    begun += run.checkpoints.glob(".staging-*")
+    for item in begun:
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink(missing_ok=True)
 
 
 def clear(run: RunDir) -> None:
@@ -139,54 +157,74 @@ def clear(run: RunDir) -> None:
             shutil.rmtree(target)
 
 
-@contextmanager
-def locked(run: RunDir) -> Iterator[None]:
+def locked(run: RunDir) -> AbstractContextManager[None]:
     """Hold the run folder; raises ResourceError naming the process that holds it already."""
-    with run.lock.open("a+", encoding="utf-8") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            stream.seek(0)
-            owner = stream.read().strip() or "another process"
-            raise ResourceError(
-                f"{run.path} is in use by {owner}", "wait for it, or use another `output`"
-            ) from None
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        stream.flush()
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                stream.truncate(0)
+    return hold(run.lock)
 
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a file aside, sync it, and put it in place in one step."""
     aside = path.with_name(f".staging-{path.name}")
-    with aside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    except OSError:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 
 def publish_folder(staging: Path, target: Path) -> None:
-    """Sync every file of `staging` and rename it to `target`; an older `target` is replaced."""
+    """Sync every file of `staging` and rename it to `target`; an older `target` is replaced.
+
+    Where the system can swap two names (Linux), one of the two is under `target` at every moment.
+    """
+    mode = 0o666 & ~_umask()  # some libraries write files that only their owner may read
     for file in sorted(staging.rglob("*")):
         if file.is_file():
-            os.chmod(file, 0o644)
+            os.chmod(file, mode)
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
     sync_folder(staging)
     old = target.with_name(f".staging-old-{target.name}")
     if target.exists():
         shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-    staging.rename(target)
+        if exchange(staging, target):
+            staging.rename(old)
+        else:
+            target.rename(old)
+            staging.rename(target)
+    else:
+        staging.rename(target)
     sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step; False where the system or the file system cannot."""
+    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if swap is None:
+        return False
+    here = ctypes.c_int(AT_FDCWD)
+    names = os.fsencode(one), os.fsencode(other)
+    return bool(swap(here, names[0], here, names[1], RENAME_EXCHANGE) == 0)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that half of it is never seen under its name."""
+    aside = path.with_name(f".staging-old-{path.name}")
+    path.rename(aside)
+    shutil.rmtree(aside)
+
+
+def _umask() -> int:
+    current = os.umask(0o077)
+    os.umask(current)
+    return current
 
 
 def sync_folder(path: Path) -> None:
@@ -200,6 +238,22 @@ def sync_folder(path: Path) -> None:
 
 def _entries(path: Path) -> list[Path]:
     return list(path.iterdir()) if path.is_dir() else []
+
+
+def _check_kinds(path: Path) -> None:
+    """Refuse links out of the folder, and pipes or folders where a run keeps a file."""
+    for name in OWN_NAMES:
+        item = path / name
+        if item.is_symlink() and not item.resolve().is_relative_to(path.resolve()):
+            raise UsageError(
+                f"output: {item} is a link to {item.readlink()}, outside the run folder",
+                "remove the link; to keep runs on another disk, link the whole run folder",
+            )
+        kind = "file" if "." in name else "folder"
+        if item.exists() and not (item.is_file() if kind == "file" else item.is_dir()):
+            raise UsageError(
+                f"output: {item} is no {kind} of a run", "remove it, or name another `output`"
+            )
 
 
 def _refuse_second_run(run: RunDir, status: str, resume: bool) -> None:

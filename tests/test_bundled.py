@@ -178,6 +178,8 @@ def test_build_script_makes_a_loadable_model(tmp_path: Path) -> None:
         ROOT / "scripts" / "build_bundled",
         "--steps",
         "2",
+        "--batch-tokens",
+        "2048",
         "--out",
         tmp_path,
     ]

@@ -21,7 +21,8 @@ LAYERS = (
     ("recipe",),
     ("methods", "data", "rendering", "metrics"),
     ("architecture", "overlap"),
-    ("events", "bundled"),
+    ("events", "bundled", "weightfiles", "lock", "fp8", "records"),
+    ("untrusted", "privacy"),
     ("errors", "__init__"),
 )
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "numpy", "pyarrow", "matplotlib")

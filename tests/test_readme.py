@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import sys
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from forked import script, server
 from rich.text import Text
 from typer.main import get_command
 
@@ -39,14 +38,8 @@ COMMANDS = sorted(
 PICTURES = sorted(path.stem for path in (ROOT / "scripts" / "assets").glob("*.ansi"))
 
 
-def update(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "update_readme"), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-
 def test_nothing_generated_is_stale() -> None:
-    done = update("--check")
+    done = server().run("--check", program=script(ROOT / "scripts" / "update_readme"))
     assert done.returncode == 0, done.stdout + done.stderr
 
 

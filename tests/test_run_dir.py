@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,16 @@ from pathlib import Path
 import pytest
 
 from peftcli.errors import ArtefactError, ResourceError, UsageError
-from peftcli.run_dir import RunDir, clear, locked, open_run, publish_folder, write_atomic
+from peftcli.lock import alive, holder
+from peftcli.run_dir import (
+    RunDir,
+    clear,
+    locked,
+    open_run,
+    publish_folder,
+    sweep,
+    write_atomic,
+)
 
 
 def finished(folder: Path) -> RunDir:
@@ -99,6 +110,45 @@ def test_two_runs_on_one_folder(tmp_path: Path) -> None:
         assert str(run.lock.read_text()).startswith("process ")
 
 
+def test_the_lock_of_a_process_that_is_gone(tmp_path: Path) -> None:
+    """Whatever the file says: the process is gone, or its number belongs to another one now."""
+    run, own, host = finished(tmp_path / "run"), os.getpid(), socket.gethostname()
+    for owner in (
+        f"process {own} on {host}, started 1",  # this very number, of an earlier process
+        f"process 999999999 on {host}, started 5",
+        "process 1 on elsewhere, started 5",
+        "half a li",
+        "",
+    ):
+        assert not alive(owner)
+        run.lock.write_text(owner)
+        assert holder(run.lock) is None
+        with locked(run):
+            owner = run.lock.read_text().strip()
+            assert owner.startswith(f"process {own} on {host}, started ")
+            assert alive(owner)
+
+
+def test_a_folder_in_use_is_said_to_be_so_before_anything_else(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    with locked(run), pytest.raises(ResourceError, match="in use by process"):
+        open_run(run.path, resume=False, overwrite=True)
+
+
+def test_what_a_killed_process_had_begun_is_swept(tmp_path: Path) -> None:
+    run = finished(tmp_path / "run")
+    run.checkpoints.mkdir()
+    for name in (".staging-adapter", ".staging-old-adapter", "checkpoints/.staging-checkpoint"):
+        (run.path / name).mkdir()
+        (run.path / name / "half").write_text("x")
+    for name in (".staging-run.json", ".staging-metrics.jsonl", ".staging-probe"):
+        (run.path / name).write_text("half")
+    (run.path / ".staging-merged").mkdir()  # somebody else's
+    sweep(run)
+    left = {str(path.relative_to(run.path)) for path in run.path.rglob("*")}
+    assert left == {"run.json", "checkpoints", ".staging-merged"}
+
+
 def test_publishing_replaces_a_folder_and_leaves_no_rest(tmp_path: Path) -> None:
     for content in ("old", "new"):
         staging = tmp_path / ".staging-adapter"
@@ -107,6 +157,33 @@ def test_publishing_replaces_a_folder_and_leaves_no_rest(tmp_path: Path) -> None
         publish_folder(staging, tmp_path / "adapter")
     assert (tmp_path / "adapter" / "file").read_text() == "new"
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="swaps two names on Linux only")
+def test_a_folder_that_is_replaced_is_there_at_every_moment(tmp_path: Path) -> None:
+    watch = """
+import os, sys
+print("ready", flush=True)
+seen = set()
+while not os.path.exists(sys.argv[2]):
+    seen.add(os.stat(sys.argv[1]).st_ino)
+print(len(seen))
+"""
+    target, end = tmp_path / "merged", tmp_path / "end"
+    target.mkdir()
+    child = subprocess.Popen(
+        [sys.executable, "-c", watch, str(target), str(end)], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    for _ in range(200):
+        staging = tmp_path / ".staging-merged"
+        staging.mkdir()
+        publish_folder(staging, target)
+    end.touch()
+    assert child.wait(20) == 0  # a moment without the folder would have been an error
+    assert int(child.stdout.read()) > 1
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["end", "merged"]
 
 
 def test_an_atomic_write_leaves_only_the_file(tmp_path: Path) -> None:

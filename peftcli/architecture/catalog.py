@@ -49,6 +49,11 @@ def find_model(name: str) -> Architecture | None:
     return architecture_from(known.config, where=known.alias) if known else None
 
 
+def find_config(name: str) -> dict[str, object]:
+    """What the config.json of a model of the catalog says; raises KeyError for another name."""
+    return dict(_by_name()[_short(name)].config)
+
+
 def model_names() -> list[str]:
     """The aliases, in the order of the catalog."""
     return [known.alias for known in known_models()]

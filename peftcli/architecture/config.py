@@ -189,4 +189,10 @@ def _quantization(keys: Keys) -> CheckpointQuantization | None:
         bits = 4
     if bits is None and section.flag("load_in_8bit", False):
         bits = 8
-    return CheckpointQuantization(method, bits or {"fp8": 8, "mxfp4": 4}.get(method))
+    group = section.optional("group_size", "q_group_size", low=-1)
+    return CheckpointQuantization(
+        method,
+        bits or {"fp8": 8, "mxfp4": 4}.get(method),
+        group=group if group and group > 0 else None,  # -1: one group for each row
+        double=section.flag("bnb_4bit_use_double_quant", False),
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,10 @@ def read_json(path: Path) -> Any:
     Raises ArtefactError when it is missing, larger than 16 MiB, or not JSON.
     """
     try:
-        if path.stat().st_size > FILE_LIMIT:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):  # a pipe or a device would be read without an end
+            raise ArtefactError(f"{path}: no regular file", "Fetch the file again.")
+        if found.st_size > FILE_LIMIT:
             raise ArtefactError(f"{path}: larger than 16 MiB, which no config.json is")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Literal
 
@@ -82,12 +83,24 @@ class Tensor:
         return max(1, len(self.layers)) * prod(self.shape)
 
 
+HELD = ("gptq", "awq", "bitsandbytes", "fp8")
+
+
 @dataclass(frozen=True)
 class CheckpointQuantization:
     """How the checkpoint's weights are stored: gptq, awq, fp8, bitsandbytes, mxfp4, ..."""
 
     method: str
     bits: int | None
+    group: int | None = None
+    """Weights that share a scale, where the file says it."""
+    double: bool = False
+    """bitsandbytes: whether the scales are quantised too."""
+
+    @property
+    def held(self) -> bool:
+        """Whether a loaded model keeps them so; others become 16-bit weights, or are not known."""
+        return self.method in HELD and self.bits is not None
 
 
 @dataclass(frozen=True)
@@ -120,6 +133,10 @@ class Architecture:
 
     def parameters(self) -> int:
         """Elements of the whole model; tied weights count once."""
+        return self._parameters
+
+    @cached_property
+    def _parameters(self) -> int:
         groups: tuple[Linear | Experts | Tensor, ...] = (
             *self.linears,
             *self.experts,

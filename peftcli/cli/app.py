@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import traceback
 from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Annotated, Any
 
 import typer
@@ -13,22 +16,37 @@ from typer.core import TyperGroup
 
 from peftcli import __version__
 from peftcli.errors import ExitCode, PeftcliError
+from peftcli.privacy import go_offline, no_telemetry, redact
 
 
 class _Group(TyperGroup):
     """Turns errors that a user can mend into one message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
+        sys.excepthook = _bug  # here, because Typer puts its own in place before this
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except PeftcliError as error:
-            print(f"error: {error.message}", file=sys.stderr)
+            print(redact(f"error: {error.message}"), file=sys.stderr)
             if error.hint:
-                print(f"hint: {error.hint}", file=sys.stderr)
+                print(redact(f"hint: {error.hint}"), file=sys.stderr)
             raise typer.Exit(error.exit_code) from None
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the end of the process writes once more
+            place = error.filename or "standard output"
+            text = f"error: {place}: {(error.strerror or str(error)).lower()}"
+            print(redact(text), file=sys.stderr)
+            raise typer.Exit(ExitCode.RESOURCES) from None
         except KeyboardInterrupt:
-            print("\nstopped; nothing half-written is left", file=sys.stderr)
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
+            raise _stopped() from None
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        try:
+            return super().make_context(*arguments, **options)
+        except KeyboardInterrupt:  # Typer itself would end with 1
+            raise _stopped() from None
 
 
 app = typer.Typer(
@@ -52,7 +70,15 @@ Overrides = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-Offline = Annotated[bool, typer.Option("--offline", help="Download nothing.")]
+
+
+def _offline(wanted: bool) -> bool:
+    if wanted:  # before the libraries are imported, and for every process that is started
+        go_offline()
+    return wanted
+
+
+Offline = Annotated[bool, typer.Option("--offline", help="Download nothing.", callback=_offline)]
 
 
 @app.callback(invoke_without_command=True)
@@ -67,8 +93,34 @@ def version(
 
 def main() -> None:
     """The console script."""
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, _terminated)
+        _run()
+    except KeyboardInterrupt:  # before Typer began, or after it ended
+        sys.exit(_stopped().exit_code)
+
+
+def _run() -> None:
+    no_telemetry()
     # It complains on import about an optional kernel that is not needed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # Else pydantic reads the metadata of every installed package before the first recipe.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     app()
+
+
+def _stopped() -> typer.Exit:
+    print("\nstopped; nothing half-written is left", file=sys.stderr)
+    return typer.Exit(ExitCode.INTERRUPTED)
+
+
+def _bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A traceback without the tokens that an error's text may hold."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr, end="")
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does; a run has a handler of its own."""
+    raise KeyboardInterrupt

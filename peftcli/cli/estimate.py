@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from peftcli.cli.app import Json, Overrides, app
+from peftcli.cli.app import Json, Offline, Overrides, app
 from peftcli.errors import UsageError
 
 
@@ -24,12 +25,21 @@ def estimate(
         str | None, typer.Option(help="A model instead of a recipe, for instance llama-3.1-8b.")
     ] = None,
     method: Annotated[str, typer.Option(help="The method, together with --model.")] = "qlora",
+    price: Annotated[
+        float | None, typer.Option(help="US dollars for an hour of the GPU: 1.99.")
+    ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Every method side by side.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show each part's formula.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Run two steps on this GPU and compare.")
+    ] = False,
+    offline: Offline = False,
     as_json: Json = False,
 ) -> None:
     """Tell memory, time and cost of a run before it starts. Reads no weights."""
-    from peftcli.estimate.command import estimate_recipe, of_model
+    if not measure:
+        gc.disable()  # so short a process leaves no garbage worth looking for
+    from peftcli.estimate.command import Choices, estimate_recipe, of_model
 
     loaded = of_model(model, method, overrides) if model else None
     if loaded is None:
@@ -38,4 +48,10 @@ def estimate(
         from peftcli.recipe.load import load_recipe
 
         loaded = load_recipe(recipe, overrides)
-    estimate_recipe(loaded, gpu=gpu, compare=compare, explain=explain, as_json=as_json)
+    choices = Choices(gpu, price, compare, explain, as_json, offline)
+    if measure:
+        from peftcli.train.measure_command import measure_recipe
+
+        measure_recipe(loaded, choices)
+        return
+    estimate_recipe(loaded, choices)

@@ -26,7 +26,7 @@ def merge(
     ] = None,
     base: Annotated[
         Literal["dequantized", "original"] | None,
-        typer.Option(help="What a 4-bit base becomes; dequantized after QLoRA."),
+        typer.Option(help="What a 4-bit or fp8 base becomes; dequantized after such a run."),
     ] = None,
     base_model: Annotated[
         str | None, typer.Option(help="The base, where the adapter's own record is wrong.")

@@ -6,6 +6,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from io import BufferedReader, RawIOBase
 from typing import BinaryIO, NoReturn, cast
 
 from peftcli.data.rows import DataFile
@@ -14,6 +15,9 @@ from peftcli.errors import DataError
 MAX_LINE = 64 << 20
 BOM = b"\xef\xbb\xbf"
 HEAD = 4096
+# Text packs ten times, the most repetitive fifty times; zeros and bombs a thousand times.
+MAX_RATIO = 200
+RATIO_FROM = 16 << 20
 # First bytes of a file -> what it is and what to do.
 MAGIC = {
     b"version https://git-lfs": ("a git-lfs pointer, not the data", "run `git lfs pull`"),
@@ -35,7 +39,9 @@ def open_data(file: DataFile) -> Iterator[BinaryIO]:
         with ExitStack() as stack:
             handle: BinaryIO = stack.enter_context(open(file.path, "rb"))
             if file.packed:
-                handle = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=handle)))
+                unpacked = stack.enter_context(gzip.GzipFile(fileobj=handle))
+                bounded = _Bounded(unpacked, handle, file)
+                handle = cast(BinaryIO, BufferedReader(bounded, 1 << 16))
             head = handle.read(HEAD)
             check_head(head, file)
             handle.seek(len(BOM) if head.startswith(BOM) else 0)
@@ -44,6 +50,35 @@ def open_data(file: DataFile) -> Iterator[BinaryIO]:
         raise DataError(f"{file.shown}: broken gzip data: {error}", "copy the file again") from None
     except OSError as error:
         raise DataError(f"{file.shown}: cannot be read: {error.strerror or error}") from None
+
+
+class _Bounded(RawIOBase):
+    """Unpacked bytes, refused when they become too many for what was read of the file."""
+
+    def __init__(self, unpacked: gzip.GzipFile, packed: BinaryIO, file: DataFile) -> None:
+        self.unpacked, self.packed, self.file = unpacked, packed, file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.unpacked.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.unpacked.tell()
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        data = self.unpacked.read1(len(buffer))
+        buffer[: len(data)] = data
+        if self.unpacked.tell() > max(RATIO_FROM, MAX_RATIO * self.packed.tell()):
+            raise DataError(
+                f"{self.file.shown}: unpacks to more than {MAX_RATIO} times its size",
+                "this is no text; unpack it yourself if you trust it",
+            )
+        return len(data)
 
 
 def check_head(head: bytes, file: DataFile) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from peftcli.data.bytestream import CONVERT
 from peftcli.data.detect import Detection, detect
 from peftcli.data.formats import label_names, reader
 from peftcli.data.messages import RowError
@@ -53,8 +54,11 @@ def check_source(source: Source, base_dir: Path, rows: int = CHECKED_ROWS) -> Ch
 def form_of(rows: Iterable[RawRow], source: Source, shown: str) -> Detection:
     """The form of the first row that has one; DataError with the first row's reason otherwise."""
     problems: list[str] = []
+    hint = "name the format with `data.format`, or the columns with `data.columns`"
     for row in islice(rows, PROBED):
         problem = row.problem
+        if problem and not problems:
+            hint = CONVERT if "UTF-8" in problem else "mend that row"
         if row.value is not None:
             try:
                 return detect(row.value, source.format, source.columns)
@@ -63,5 +67,5 @@ def form_of(rows: Iterable[RawRow], source: Source, shown: str) -> Detection:
         problems.append(f"{row.place}: {problem}")
     raise DataError(
         problems[0] if problems else f"{shown}: the file holds no rows",
-        "name the format with `data.format`, or the columns with `data.columns`",
+        hint,
     )

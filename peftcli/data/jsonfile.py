@@ -9,11 +9,21 @@ from itertools import count
 from typing import Any, BinaryIO
 
 from peftcli.data.bytestream import MAX_LINE, bad_encoding
-from peftcli.data.jsontext import DECODER, MAX_DEPTH, check_value, json_lines, parse_row
+from peftcli.data.jsontext import (
+    DECODER,
+    LARGE,
+    MAX_DEPTH,
+    MAX_PARTS,
+    PARTS,
+    check_value,
+    json_lines,
+    parse_row,
+)
 from peftcli.data.rows import DataFile, RawRow
 from peftcli.errors import DataError
 
 MAX_OBJECT_FILE = 512 << 20
+MAX_OBJECT_PARTS = 10 * MAX_PARTS
 PIECE = 1 << 20
 SPACE = " \t\r\n"
 REST = "the rows after it cannot be found; mend the file, or write it as JSON lines"
@@ -47,7 +57,7 @@ def _object_rows(handle: BinaryIO, file: DataFile) -> Iterator[RawRow]:
             f"{file.shown}: one JSON object of more than {MAX_OBJECT_FILE >> 20} MiB",
             "write the rows as JSON lines: `jq -c '.data[]' old.json > new.jsonl`",
         )
-    value, problem = parse_row(data)
+    value, problem = parse_row(data, MAX_OBJECT_PARTS)
     if value is None:
         raise DataError(f"{file.shown}: {problem}", "expected a list of rows, or JSON lines")
     found = {
@@ -105,6 +115,9 @@ class _Text:
     def value(self) -> tuple[Any, str]:
         """The JSON value that starts here, and its text; DataError when it is broken."""
         while True:
+            held = len(self.buffer) - self.position
+            if held > 2 * LARGE and self._parts() > MAX_PARTS:
+                raise DataError(f"{self.file.shown}:{self.line}: {PARTS}", REST)
             try:
                 value, end = DECODER.raw_decode(self.buffer, self.position)
                 if end < len(self.buffer) or not self.more():
@@ -114,6 +127,9 @@ class _Text:
             except (ValueError, RecursionError) as error:
                 if not self.more():
                     self.fail(error)
+
+    def _parts(self) -> int:
+        return sum(self.buffer.count(mark, self.position) for mark in "[{")
 
     def fail(self, error: Exception) -> None:
         line, reason = self.line, str(error)

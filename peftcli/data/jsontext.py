@@ -10,6 +10,10 @@ from peftcli.data.bytestream import lines, not_utf8
 from peftcli.data.rows import DataFile, RawRow
 
 MAX_DEPTH = 64
+# An empty list takes three bytes in a file and more than sixty in memory.
+MAX_PARTS = 1_000_000
+LARGE = 1 << 20
+PARTS = f"holds more than {MAX_PARTS:,} lists and maps"
 
 
 class _DuplicateKey(ValueError):
@@ -28,8 +32,10 @@ def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 DECODER = json.JSONDecoder(object_pairs_hook=_pairs)
 
 
-def parse_row(raw: bytes) -> tuple[dict[str, Any] | None, str]:
+def parse_row(raw: bytes, parts: int = MAX_PARTS) -> tuple[dict[str, Any] | None, str]:
     """One line of JSON -> its object, or None and the problem."""
+    if len(raw) > LARGE and raw.count(b"[") + raw.count(b"{") > parts:
+        return None, PARTS
     try:
         text = raw.decode("utf-8")
         value = DECODER.decode(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterator
 from itertools import chain, count
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 from peftcli.data.bytestream import HEAD, check_magic, lines, not_utf8, open_data, text_lines
 from peftcli.data.jsonfile import json_file
@@ -15,7 +15,11 @@ from peftcli.errors import DataError
 
 PROBE = 1 << 20
 MAX_FIELD = 16 << 20
-PARQUET_BATCH = 256
+MAX_COLUMNS = 10_000
+PARQUET_BATCH = 64
+MAX_PARQUET_BATCH = 512 << 20
+MAX_PARQUET_RATIO = 100
+PARQUET_RATIO_FROM = 64 << 20
 HEADER = "the first line names the columns"
 
 Reader = Callable[[BinaryIO, DataFile], Iterator[RawRow]]
@@ -57,11 +61,23 @@ def _tsv(handle: BinaryIO, file: DataFile) -> Iterator[RawRow]:
     return _table(text_lines(handle, file), file, "\t", csv.QUOTE_NONE)
 
 
+def _few_columns(text: Iterator[str], file: DataFile, delimiter: str) -> Iterator[str]:
+    """Lines without one that would become a list of millions of fields."""
+    for number, line in enumerate(text, start=1):
+        if line.count(delimiter) > MAX_COLUMNS and len(line) < 100 * line.count(delimiter):
+            raise DataError(
+                f"{file.shown}:{number}: the line has more than {MAX_COLUMNS:,} fields", HEADER
+            )
+        yield line
+
+
 def _table(
     text: Iterator[str], file: DataFile, delimiter: str, quoting: Literal[0, 3]
 ) -> Iterator[RawRow]:
     csv.field_size_limit(MAX_FIELD)
-    rows = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True)
+    rows = csv.reader(
+        _few_columns(text, file, delimiter), delimiter=delimiter, quoting=quoting, strict=True
+    )
     try:
         header: list[str] = next(rows, [])
     except csv.Error as error:
@@ -125,13 +141,35 @@ def _parquet(file: DataFile) -> Iterator[RawRow]:
         with open(file.path, "rb") as handle:
             check_magic(handle.read(HEAD), file)
         with ParquetFile(file.path) as parquet:
+            _check_unpacked(parquet.metadata, file)
             number = count(1)
             for batch in parquet.iter_batches(batch_size=PARQUET_BATCH):
+                if batch.nbytes > MAX_PARQUET_BATCH:
+                    raise DataError(
+                        f"{file.shown}: {len(batch)} rows of it take {batch.nbytes >> 20} MiB",
+                        "split the long values into several rows",
+                    )
                 for row in batch.to_pylist():
                     yield RawRow(file.shown, next(number), row)
     except (ArrowException, OSError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise DataError(f"{file.shown}: not a readable Parquet file: {reason}") from None
+        raise DataError(
+            f"{file.shown}: not a readable Parquet file: {reason}", "copy the file again"
+        ) from None
+
+
+def _check_unpacked(metadata: Any, file: DataFile) -> None:
+    """Refuse columns that are small on disk and large in memory."""
+    for group in range(metadata.num_row_groups):
+        for number in range(metadata.num_columns):
+            column = metadata.row_group(group).column(number)
+            unpacked, packed = column.total_uncompressed_size, column.total_compressed_size
+            if unpacked > max(PARQUET_RATIO_FROM, MAX_PARQUET_RATIO * packed):
+                raise DataError(
+                    f"{file.shown}: {column.path_in_schema} unpacks to more than "
+                    f"{MAX_PARQUET_RATIO} times its size",
+                    "this is no text; write the file again if you trust it",
+                )
 
 
 READERS: dict[str, Reader] = {

@@ -3,77 +3,176 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from peftcli.errors import ResourceError
+from pydantic import ValidationError
+
+from peftcli.architecture.config import Architecture
+from peftcli.errors import ArtefactError, ResourceError, UsageError
 from peftcli.estimate.find import find_architecture
-from peftcli.estimate.gpus import GPUS, Gpu, find_gpu
-from peftcli.estimate.result import Estimate
-from peftcli.estimate.rows import count_rows
+from peftcli.estimate.gpus import FP8_FROM, GPUS, Gpu, find_gpu
+from peftcli.estimate.result import Estimate, Rows
 from peftcli.estimate.run import run
-from peftcli.estimate.show import show_estimate, show_estimates
-from peftcli.methods import METHODS
-from peftcli.recipe.checks import check_architecture
+from peftcli.methods import VARIANTS, changed
+from peftcli.recipe.checks import check_architecture, fp8_problems
 from peftcli.recipe.document import Document, override
 from peftcli.recipe.load import LoadedRecipe, validate
+from peftcli.recipe.schema import Recipe
+
+UNREAD = "rows.jsonl"  # stands for the rows that --model has not
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The options of the command line."""
+
+    gpu: str | None = None
+    price: float | None = None
+    compare: bool = False
+    explain: bool = False
+    as_json: bool = False
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is estimated."""
+
+    loaded: LoadedRecipe
+    architecture: Architecture
+    rows: Rows
+    price: float | None
+
+    def on(self, gpu: Gpu, recipe: Recipe | None = None) -> Estimate:
+        """The estimate on a GPU, of this recipe or of a variant of it."""
+        return run(
+            recipe or self.loaded.recipe,
+            gpu,
+            rows=self.rows,
+            architecture=self.architecture,
+            price=self.price,
+        )
 
 
 def of_model(model: str, method: str, overrides: Sequence[str]) -> LoadedRecipe:
     """A recipe of defaults for a model that was named on the command line."""
-    values = {"model": model, "method": method, "data": {"train": "rows.jsonl"}, "output": "run"}
+    values = {"model": model, "method": method, "data": {"train": UNREAD}, "output": "run"}
     document = Document("--model", values)
     for text in overrides:
         override(document, text)
     return validate(document)
 
 
-def estimate_recipe(
-    loaded: LoadedRecipe, *, gpu: str | None, compare: bool, explain: bool, as_json: bool
-) -> None:
+def subject_of(loaded: LoadedRecipe, choices: Choices) -> Subject:
+    """The recipe with its model's architecture and what is known of its rows."""
+    price = choices.price
+    if price is not None and not (math.isfinite(price) and 0 <= price < 10_000):
+        raise UsageError(f"--price {price:g}: not a price", "write US dollars for one hour: 1.99")
+    model = loaded.recipe.model
+    try:
+        found = find_architecture(model.name, model.revision, network=not choices.offline)
+    except ArtefactError as error:  # here the file is the question, not a thing to be trusted
+        raise UsageError(error.message, error.hint) from None
+    check_architecture(loaded, found)
+    return Subject(loaded, found, _rows(loaded), price)
+
+
+def estimate_recipe(loaded: LoadedRecipe, choices: Choices) -> None:
     """Print the estimate; raises ResourceError when a named GPU cannot hold the run."""
-    architecture = find_architecture(loaded.recipe.model.name)
-    check_architecture(loaded, architecture)
-    rows = count_rows(loaded.recipe.data, Path.cwd())
-
-    def on(card: Gpu, other: LoadedRecipe = loaded) -> Estimate:
-        return run(other.recipe, card, rows=rows, architecture=architecture)
-
-    if compare:
-        card = find_gpu(gpu or "H100")
-        _several([(name, on(card, _with_method(loaded, name))) for name in METHODS], card, as_json)
+    subject = subject_of(loaded, choices)
+    if choices.compare:
+        _compare(subject, choices)
         return
-    if gpu is None:
-        found = [(card.name, on(card)) for card in GPUS]
-        found.sort(key=lambda item: (item[1].verdict != "fits", item[1].memory.available_gib))
-        _several(found, None, as_json)
+    if choices.gpu is None:
+        _every_gpu(subject, as_json=choices.as_json)
         return
-    estimate = on(find_gpu(gpu))
-    if as_json:
+    estimate = subject.on(find_gpu(choices.gpu))
+    if choices.as_json:
         print(json.dumps(asdict(estimate), indent=2))
     else:
-        show_estimate(estimate, explain=explain)
-    if estimate.verdict == "does not fit":
+        from peftcli.estimate.show import show_estimate
+
+        show_estimate(estimate, explain=choices.explain)
+    if not estimate.holds:
         memory = estimate.memory
         raise ResourceError(
             f"{estimate.gpu} cannot hold this run: it needs about {memory.needed_gib:.1f} GiB of "
             f"{memory.available_gib:.1f} GiB",
-            "make one of the changes above, or name a larger --gpu",
+            "make the changes above, or name a larger --gpu",
         )
 
 
-def _several(found: list[tuple[str, Estimate]], card: Gpu | None, as_json: bool) -> None:
+def variants(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe by each method, with the keys that the methods share, one micro-batch for all."""
+    training = recipe.training
+    micro = 1 if training.micro_batch_size == "auto" else training.micro_batch_size
+    mode = "full" if training.checkpointing == "auto" else training.checkpointing
+    even = training.model_copy(update={"micro_batch_size": micro, "checkpointing": mode})
+    found = {}
+    for name, keys in VARIANTS.items():
+        with suppress(ValidationError):  # keys of the recipe's method that do not go with these
+            method = changed(recipe.method, keys)
+            found[name] = recipe.model_copy(update={"method": method, "training": even})
+    return found
+
+
+def _runs(recipe: Recipe, architecture: Architecture) -> bool:
+    """Whether a method works on a model at all."""
+    if recipe.method.frozen_in_fp8 and fp8_problems(architecture):
+        return False
+    return not recipe.method.problems(architecture)
+
+
+def _multiplies(gpu: Gpu, recipe: Recipe) -> bool:
+    return gpu.compute >= FP8_FROM or not recipe.method.frozen_in_fp8
+
+
+def _compare(subject: Subject, choices: Choices) -> None:
+    card = find_gpu(choices.gpu or "H100")
+    found, cards = [], {}
+    for name, recipe in variants(subject.loaded.recipe).items():
+        if not _runs(recipe, subject.architecture):
+            continue
+        found.append((name, subject.on(card, recipe)))
+        able = [gpu for gpu in by_price() if _multiplies(gpu, recipe)]
+        fitting = (gpu for gpu in able if subject.on(gpu, recipe).verdict == "fits")
+        cards[name] = next(fitting, None)
+    if choices.as_json:
+        values = {
+            name: asdict(estimate) | {"cheapest_gpu": gpu.name if (gpu := cards[name]) else None}
+            for name, estimate in found
+        }
+        print(json.dumps(values, indent=2))
+        return
+    from peftcli.estimate.show import show_methods
+
+    show_methods(found, card, cards)
+
+
+def by_price() -> list[Gpu]:
+    """Cards to rent, the cheapest first; then those that one owns, the smallest first."""
+    return sorted(GPUS, key=lambda gpu: (gpu.price_per_hour_usd or (99.0, 99.0), gpu.memory))
+
+
+def _every_gpu(subject: Subject, *, as_json: bool) -> None:
+    found = [subject.on(gpu) for gpu in GPUS]
+    found.sort(key=lambda item: (not item.holds, item.memory.available_gib))
     if as_json:
-        print(json.dumps({name: asdict(estimate) for name, estimate in found}, indent=2))
-    else:
-        show_estimates(found, f"method on {card.name}" if card else "GPU")
+        print(json.dumps({item.gpu: asdict(item) for item in found}, indent=2))
+        return
+    from peftcli.estimate.show import show_gpus
+
+    show_gpus(found)
 
 
-def _with_method(loaded: LoadedRecipe, name: str) -> LoadedRecipe:
-    """The same recipe by another method, with that method's own defaults."""
-    if loaded.recipe.method.name == name:
-        return loaded
-    method = METHODS[name](name=name)  # type: ignore[call-arg]
-    recipe = loaded.recipe.model_copy(update={"method": method})
-    return LoadedRecipe(recipe, loaded.document)
+def _rows(loaded: LoadedRecipe) -> Rows:
+    """What the files of the recipe hold, counted without a tokenizer."""
+    if loaded.document.name == "--model" and loaded.recipe.data.train[0].path == UNREAD:
+        return Rows()
+    from peftcli.estimate.rows import count_rows
+
+    return count_rows(loaded.recipe.data, Path.cwd())

@@ -9,17 +9,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from peftcli.estimate.gpus import Gpu
+from peftcli.estimate.gpus import Gpu, Speed
 from peftcli.estimate.layer import kept_per_token, layer_kinds
 from peftcli.estimate.plan import Plan
-from peftcli.estimate.weights import quantized_elements, weights
+from peftcli.estimate.weights import weights
 
-ATTENTION_SHARE = 0.63  # of what matrix products attain; 445 of 700 TFLOP/s on an H200
 BANDWIDTH_SHARE = 1.0
-EXPANSION_LIMIT = 853e9  # bytes per second of bitsandbytes' NF4 kernel, on an H200
 LOAD_BYTES_PER_SECOND = 1.0e9
 SETUP_SECONDS = 30.0  # imports, tokenising, the first step's warm-up
-BAND = (0.75, 1.35)
+BANDS: dict[Speed, tuple[float, float]] = {  # of the likely seconds
+    "measured": (0.83, 1.2),
+    "published": (0.75, 1.35),
+    "data sheet": (0.7, 1.5),
+}
 
 
 @dataclass(frozen=True)
@@ -51,21 +53,29 @@ class Duration:
     """Real tokens, padding not counted."""
     flops_per_token: float
     cost_usd: tuple[float, float] | None
-    """Lowest seconds at the lowest price to likely seconds at the highest."""
+    """Lowest seconds at the lowest price to highest seconds at the highest."""
 
 
-def duration(plan: Plan, gpu: Gpu, steps: int, lengths: Lengths) -> Duration | None:
-    """How long so many optimizer steps take; None for a card whose rates are not known."""
+def duration(
+    plan: Plan,
+    gpu: Gpu,
+    steps: int,
+    lengths: Lengths,
+    prices: tuple[float, float] | None = None,
+) -> Duration | None:
+    """How long so many optimizer steps take; None for a card whose rates are not known.
+
+    `prices` are the lowest and the highest in US dollars for an hour.
+    """
     if not gpu.tflops:
         return None
     step = step_seconds(plan, gpu, lengths)
     setup = SETUP_SECONDS + weights(plan).base() / LOAD_BYTES_PER_SECOND
     likely = setup + steps * step
-    low, high = (setup + steps * step * factor for factor in BAND)
+    low, high = (setup + steps * step * factor for factor in BANDS[gpu.speed])
     cost = None
-    if gpu.price_per_hour_usd:
-        cheap, dear = gpu.price_per_hour_usd
-        cost = (low / 3600 * cheap, likely / 3600 * dear)
+    if prices is not None:
+        cost = (low / 3600 * prices[0], high / 3600 * prices[1])
     return Duration(
         seconds=(low, likely, high),
         step_seconds=step,
@@ -92,11 +102,19 @@ def micro_batch_seconds(plan: Plan, gpu: Gpu, tokens_per_row: float) -> float:
     kinds = layer_kinds(plan.architecture)
     kept = sum(kind.layers * kept_per_token(plan, kind) for kind in kinds)
     moved = again * plan.step.traffic * kept / bandwidth
-    elements, _ = quantized_elements(plan)
-    expanded = passes(plan) * 2.5 * elements / min(bandwidth, EXPANSION_LIMIT)
+    expanded = passes(plan) * 2.5 * weights(plan).elements / min(bandwidth, plan.step.expansion)
     launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
-    each = products / rate + attention / (rate * ATTENTION_SHARE) + moved
-    return tokens * each + expanded + launches
+    saved = _layer_flops(plan) * (1 - 1 / plan.step.products_speed)
+    each = (products - saved) / rate + attention / (rate * plan.step.attention_share) + moved
+    return max(tokens * each + expanded + launches, _floor_seconds(plan))
+
+
+def _floor_seconds(plan: Plan) -> float:
+    """What the CPU needs for the kernels of one micro-batch."""
+    step = plan.step
+    each = step.floor_seconds + step.floor_magnitudes * plan.magnitudes
+    each += step.floor_quantised * bool(weights(plan).elements)
+    return each * passes(plan) * plan.architecture.layers
 
 
 def passes(plan: Plan) -> int:
@@ -110,18 +128,22 @@ def flops_per_token(plan: Plan, tokens_per_row: float) -> tuple[float, float]:
     A frozen weight needs its input's gradient only: two products instead of three.
     """
     architecture = plan.architecture
-    linears = [x for x in architecture.linears if x.kind not in ("head", "vision")]
-    body = sum(x.count * x.weights for x in linears)
-    body += sum(e.parameters() // e.count * e.active for e in architecture.experts)
     head = architecture.vocab_size * architecture.hidden_size
-    factor = 6 if plan.trains_base else 4
-    again = 2 if plan.checkpointing else 0
     update = 6 * plan.trainable * (0 if plan.trains_base else 1)
-    head_factor = 6 if plan.trains_base or plan.trains_head else 4
+    head_factor = 6.0 if plan.trains_base or plan.trains_head else 4.0
     if plan.loss == "chunked":
-        head_factor += 2  # the logits are computed again in the backward pass
-    products = (factor + again) * body + head_factor * head + update
+        head_factor += plan.step.head_again
+    products = _layer_flops(plan) + head_factor * head + update
     width = architecture.heads * architecture.head_size
     span = min(tokens_per_row, architecture.sliding_window or tokens_per_row)
     forward = 2.0 * width * span * architecture.layers
     return float(products), forward * (4.5 if plan.checkpointing else 3.5)
+
+
+def _layer_flops(plan: Plan) -> int:
+    """FLOPs of a token's products with the weights of the layers."""
+    architecture = plan.architecture
+    linears = [x for x in architecture.linears if x.kind not in ("head", "vision")]
+    body = sum(x.count * x.weights for x in linears)
+    body += sum(e.parameters() // e.count * e.active for e in architecture.experts)
+    return body * ((6 if plan.trains_base else 4) + (2 if plan.checkpointing else 0))

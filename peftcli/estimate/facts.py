@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from peftcli.architecture.config import Architecture
-from peftcli.architecture.families import family_of
 from peftcli.estimate.gpus import Gpu
 from peftcli.estimate.plan import Attention, Plan
 from peftcli.estimate.step_model import (
+    FUSED_BOTTLENECK,
+    FUSED_FP8,
+    FUSED_LORA,
     TRL_BOTTLENECK,
     TRL_FULL,
     TRL_FULL_FLOAT32,
@@ -19,11 +21,8 @@ from peftcli.estimate.step_model import (
     TRL_QLORA_DROPOUT,
     StepModel,
 )
-from peftcli.methods.adapter import Adapter
-from peftcli.methods.base import Method
-from peftcli.methods.full import Full
-from peftcli.methods.lora import LowRank
-from peftcli.methods.qlora import Qlora
+from peftcli.estimate.weights import storage
+from peftcli.recipe.checks import FUSED, rows_apart
 from peftcli.recipe.schema import Recipe
 
 PACKED: Attention = "masked"  # rows of a sequence are kept apart by a block-diagonal mask
@@ -38,55 +37,49 @@ def plan_of(
     dtype = recipe.model.dtype
     if dtype == "auto":
         dtype = "bfloat16" if gpu.has_bfloat16 else "float16"
+    footprint = method.footprint(architecture)
     plan = Plan(
         architecture=architecture,
         trainable=method.trainable_parameters(architecture),
-        trains_base=isinstance(method, Full),
+        targets=footprint.targets,
+        rank=footprint.rank,
+        bottleneck=footprint.bottleneck,
+        sites=footprint.sites,
+        trains_base=footprint.trains_base,
+        trains_head=footprint.trains_head and not footprint.trains_base,
+        dropout=footprint.dropout,
+        magnitudes=footprint.magnitudes,
         adapter_bytes=4,  # trained values are float32 whatever the base is
         base_bytes=DTYPE_BYTES[method.weights_dtype(dtype)],
+        quantization=footprint.quantization,
+        double_quantization=footprint.double_quantization,
         optimizer=recipe.optimizer,
+        flat=recipe.optimizer.endswith(("8bit", "32bit")),  # bitsandbytes' own
         batch=recipe.training.batch_size,
         length=length,
         attention=attention_of(recipe, architecture, length, packing),
-        padded=not packing,
+        padded=not packing and not rows_apart(recipe, architecture),
     )
-    plan = _with_method(plan, method)
-    return replace(plan, step=step_of(plan))
+    fused = footprint.fusible and runs_fused(recipe, architecture, dtype)
+    return replace(plan, step=fused_step_of(plan) if fused else step_of(plan))
 
 
-def _with_method(plan: Plan, method: Method) -> Plan:
-    architecture = plan.architecture
-    if isinstance(method, LowRank):
-        plan = replace(
-            plan,
-            targets=tuple(method.targets(architecture)),
-            rank=method.rank,
-            dropout=method.dropout > 0,
-            trains_head="lm_head" in method.modules_to_save,
-        )
-    if isinstance(method, Adapter):
-        family = family_of(architecture.model_type)
-        plan = replace(
-            plan,
-            bottleneck=method.size(architecture.hidden_size),
-            sites=len(family.adapter_sites(method.placement)) if family else 0,
-            dropout=method.dropout > 0,
-            trains_head="lm_head" in method.modules_to_save,
-        )
-    if isinstance(method, Qlora | Adapter):
-        plan = replace(
-            plan,
-            quantization=method.quantization,
-            double_quantization=method.double_quantization,
-        )
-    return plan
+def runs_fused(recipe: Recipe, architecture: Architecture, dtype: str) -> bool:
+    """Whether the layers run on the fused functions, as far as the method lets them."""
+    return (
+        recipe.training.kernels == "auto"
+        and dtype == "bfloat16"
+        and architecture.model_type in FUSED
+        and architecture.quantization is None
+        and rows_apart(recipe, architecture)
+    )
 
 
-def method_notes(method: Method) -> list[str]:
-    """What the formulas leave out of a method."""
-    if isinstance(method, LowRank) and method.use_dora:
-        return ["DoRA keeps more for its backward pass than plain LoRA, which is not counted"]
-    return []
+def fused_step_of(plan: Plan) -> StepModel:
+    """The step model of the fused functions."""
+    if plan.quantization == "fp8":
+        return FUSED_FP8
+    return FUSED_BOTTLENECK if plan.bottleneck else FUSED_LORA
 
 
 def step_of(plan: Plan) -> StepModel:
@@ -95,7 +88,7 @@ def step_of(plan: Plan) -> StepModel:
         return TRL_FULL_FLOAT32 if plan.base_bytes == 4 else TRL_FULL
     if plan.bottleneck:
         return TRL_BOTTLENECK
-    if plan.quantization:
+    if storage(plan):
         return TRL_QLORA_DROPOUT if plan.dropout else TRL_QLORA
     if plan.base_bytes == 4:
         return TRL_LORA_FLOAT32
@@ -110,6 +103,8 @@ def attention_of(
     if wanted == "eager" or (architecture.attention_softcap and wanted != "flash_attention_2"):
         return "eager"
     if wanted == "flash_attention_2":
+        return "flash"
+    if rows_apart(recipe, architecture):  # by the kernel itself, windows included
         return "flash"
     window = architecture.sliding_window
     if window is not None and length > window:

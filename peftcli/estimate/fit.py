@@ -1,4 +1,4 @@
-"""What fits a GPU, the fastest setting that does, and the cheapest changes when nothing does."""
+"""What fits a GPU, and the fastest setting that does."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from peftcli.estimate.duration import Lengths, step_seconds
 from peftcli.estimate.gpus import GPUS, Gpu, find_gpu
 from peftcli.estimate.memory import loading_peak, training_peak
 from peftcli.estimate.plan import Plan
-from peftcli.estimate.step_model import TRL_LORA, TRL_QLORA
+from peftcli.estimate.weights import weights
 
 Verdict = Literal["fits", "tight", "does not fit"]
+MOST = 2**16  # rows at a time, or units of 64 tokens: nobody asks for more
 CALIBRATED = {  # families whose formula was checked against measurements or the real graph
     *("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
     *("phi3", "olmo2", "smollm3", "granite"),
 }
 BAND = (0.97, 1.03)  # of allocated bytes, for families above
 WIDE_BAND = (0.85, 1.2)
+DORA_HIGH = 1.08  # measured 6 % above the formula
+RESERVED = 1.02  # what the allocator usually holds for each allocated byte
 FRAGMENTS = 1.05  # what the caching allocator holds beyond allocated bytes, at the fullest
 
 
@@ -27,6 +30,10 @@ class Need:
     """Bytes that a plan needs of a GPU: allocated by PyTorch low, likely, high; and for it all."""
 
     allocated: tuple[float, float, float]
+    reserved: float
+    """What PyTorch holds of the card at the likely peak, gaps between its blocks included."""
+    card: float
+    """What nvidia-smi shows then: reserved, the CUDA context, and paged optimizer states."""
     context: float
     high: float
     """High allocated bytes, fragments and the CUDA context: what must be there to be safe."""
@@ -37,8 +44,12 @@ def need(plan: Plan, gpu: Gpu) -> Need:
     likely = max(training_peak(plan).size + gpu.workspaces, loading_peak(plan))
     known = plan.architecture.exact and plan.architecture.model_type in CALIBRATED
     low, high = BAND if known else WIDE_BAND
+    high = max(high, DORA_HIGH) if plan.magnitudes else high
+    reserved = RESERVED * likely
     return Need(
         allocated=(low * likely, likely, high * likely),
+        reserved=reserved,
+        card=reserved + gpu.context + weights(plan).paged,
         context=gpu.context,
         high=high * likely * FRAGMENTS + gpu.context,
     )
@@ -90,113 +101,28 @@ def smallest(plans: Iterable[Plan]) -> Plan:
     return min(plans, key=lambda plan: training_peak(plan).size)
 
 
-@dataclass(frozen=True)
-class Change:
-    """One change of a recipe, what it saves, and whether it is enough on its own."""
-
-    line: str
-    consequence: str
-    saves: float
-    fits: bool
-    plan: Plan
+def largest_micro_batch(plan: Plan, gpu: Gpu, reserved: float = 0.0) -> int:
+    """The most rows of the plan's length that fit at a time, whatever the batch; 0 for none."""
+    return _most(lambda n: replace(plan, micro_batch=n, batch=n), gpu, reserved, start=1)
 
 
-def changes(plan: Plan, gpu: Gpu, reserved: float = 0.0, most: int = 3) -> list[Change]:
-    """The cheapest changes that save memory, those that suffice alone first."""
-    before = training_peak(plan).size
-    found = []
-    for offer in OFFERS:
-        changed = offer(plan, gpu, reserved)
-        if changed is None:
-            continue
-        line, consequence, other = changed
-        saves = before - training_peak(other).size
-        if saves > 0.01 * before:
-            fits = verdict(other, gpu, reserved) == "fits"
-            found.append(Change(line, consequence, saves, fits, other))
-    found.sort(key=lambda change: not change.fits)  # stable: cheap ones stay first
-    return found[:most]
+def longest_row(plan: Plan, gpu: Gpu, reserved: float = 0.0) -> int:
+    """The most tokens of a single row that fit, a multiple of 64; 0 for none."""
+    one = replace(plan, micro_batch=1)
+    return 64 * _most(lambda n: replace(one, length=64 * n), gpu, reserved, start=1)
 
 
-Offer = tuple[str, str, Plan]
+def _most(plan_of: Callable[[int], Plan], gpu: Gpu, reserved: float, start: int) -> int:
+    def fits(n: int) -> bool:
+        return verdict(plan_of(n), gpu, reserved) == "fits"
 
-
-def _micro_batch(plan: Plan, gpu: Gpu, reserved: float) -> Offer | None:
-    if plan.micro_batch == 1:
-        return None
-    other = replace(plan, micro_batch=1)
-    return "training.micro_batch_size: 1", "the same result, fewer rows at a time", other
-
-
-def _checkpointing(plan: Plan, gpu: Gpu, reserved: float) -> Offer | None:
-    if plan.checkpointing:
-        return None
-    other = replace(plan, checkpointing=True)
-    return "training.checkpointing: full", "the same result, about 40 % slower", other
-
-
-def _optimizer(plan: Plan, gpu: Gpu, reserved: float) -> Offer | None:
-    if "8bit" in plan.optimizer:
-        return None
-    other = replace(plan, optimizer="paged_adamw_8bit")
-    return "training.optimizer: paged_adamw_8bit", "optimizer states in 8 bits", other
-
-
-def _full_to_lora(plan: Plan, gpu: Gpu, reserved: float) -> Offer | None:
-    if not plan.trains_base:
-        return None
-    targets = tuple(x for x in plan.architecture.linears if x.kind in ("attention", "mlp"))
-    other = replace(
-        plan,
-        trainable=sum(x.count * 16 * (x.inputs + x.outputs) for x in targets),
-        targets=targets,
-        rank=16,
-        trains_base=False,
-        base_bytes=2,
-        adapter_bytes=4,
-        step=TRL_LORA,
-    )
-    return "method: lora", "trains 16 directions of each weight instead of all of it", other
-
-
-def _four_bits(plan: Plan, gpu: Gpu, reserved: float) -> Offer | None:
-    if plan.quantization or plan.trains_base:
-        return None
-    step = TRL_QLORA if plan.targets else plan.step
-    other = replace(plan, quantization="nf4", step=step, optimizer="paged_adamw_32bit")
-    line = "method.quantization: nf4" if plan.bottleneck else "method.name: qlora"
-    return line, "the base in 4 bits: slightly less exact, a little slower", other
-
-
-def _shorter(plan: Plan, gpu: Gpu, reserved: float) -> Offer | None:
-    low, high = 0, plan.length // 64
-    while low < high:  # the longest multiple of 64 that fits
-        middle = (low + high + 1) // 2
-        fits = verdict(replace(plan, length=64 * middle), gpu, reserved) == "fits"
-        low, high = (middle, high) if fits else (low, middle - 1)
-    length = 64 * low or plan.length // 2
-    if length < 64 or length >= plan.length:
-        return None
-    other = replace(plan, length=length)
-    return f"data.max_length: {length}", "longer rows are cut or dropped", other
-
-
-def _rank(plan: Plan, gpu: Gpu, reserved: float) -> Offer | None:
-    if plan.rank < 16:
-        return None
-    other = replace(plan, rank=plan.rank // 2, trainable=plan.trainable // 2)
-    return f"method.rank: {plan.rank // 2}", "can learn less", other
-
-
-OFFERS: tuple[Callable[[Plan, Gpu, float], Offer | None], ...] = (
-    _micro_batch,
-    _checkpointing,
-    _optimizer,
-    _four_bits,
-    _full_to_lora,
-    _rank,
-    _shorter,
-)
+    low, high = 0, start
+    while high <= MOST and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
 
 
 def gpus_that_fit(plan: Plan) -> list[Gpu]:

@@ -1,36 +1,42 @@
 """GPUs that people tune on: memory, rates and prices. A new GPU is one row.
 
 Memory is what NVML shows. TFLOP/s are dense bfloat16 with float32 accumulation (float16 where the
-card has no bfloat16). Prices are per GPU-hour in US dollars, from the cheapest marketplace to a
-usual list price; none for cards that one owns.
+card has no bfloat16). Prices per hour stand in prices.csv; cards that one owns have none.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from typing import Literal
 
 from peftcli.errors import UsageError
+from peftcli.estimate.prices import prices
 
-PRICES_READ = "2026-08 to 2026-11"
-PRICE_SOURCES = "RunPod, Lambda, Nebius, Akash, OpenRelay, Verda; public list prices"
+Speed = Literal["measured", "published", "data sheet"]
 MIB = 2**20
 GIB = 2**30
+FP8_FROM = 89  # compute capability times ten: Ada, Hopper and later
 
 
 @dataclass(frozen=True)
 class Gpu:
     """One kind of GPU. `compute` is the compute capability times ten, `attained` the share of the
-    peak rate that large matrix products reach."""
+    peak rate that large matrix products reach; `speed` says where that share comes from."""
 
     name: str
     memory_mib: int
     bandwidth_gb_s: float
     tflops: float
     compute: int
-    price_per_hour_usd: tuple[float, float] | None = None
     attained: float = 0.8
+    speed: Speed = "data sheet"
+
+    @property
+    def price_per_hour_usd(self) -> tuple[float, float] | None:
+        """Lowest and highest price of the table; None for cards that one owns."""
+        found = prices().get(self.name)
+        return (found.low, found.high) if found else None
 
     @property
     def memory(self) -> float:
@@ -54,32 +60,32 @@ class Gpu:
 
 HOPPER = 0.71  # 695 to 803 TFLOP/s of 989 measured on an H200, 2026-11
 GPUS: tuple[Gpu, ...] = (
-    Gpu("T4", 15360, 320, 65, 75, (0.20, 0.55), attained=0.35),
-    Gpu("V100 16GB", 16384, 900, 125, 70, (0.20, 3.10), attained=0.6),
-    Gpu("V100 32GB", 32768, 900, 125, 70, (0.20, 3.10), attained=0.6),
+    Gpu("T4", 15360, 320, 65, 75, attained=0.35, speed="published"),
+    Gpu("V100 16GB", 16384, 900, 125, 70, attained=0.6),
+    Gpu("V100 32GB", 32768, 900, 125, 70, attained=0.6),
     Gpu("RTX 3060", 12288, 360, 26, 86),
-    Gpu("RTX 3090", 24576, 936, 71, 86, (0.18, 0.39)),
+    Gpu("RTX 3090", 24576, 936, 71, 86),
     Gpu("RTX 4060 Ti 16GB", 16380, 288, 44, 89),
     Gpu("RTX 4070 Ti Super", 16376, 672, 88, 89),
     Gpu("RTX 4080", 16376, 717, 98, 89),
-    Gpu("RTX 4090", 24564, 1008, 165, 89, (0.29, 0.74)),
+    Gpu("RTX 4090", 24564, 1008, 165, 89),
     Gpu("RTX 5080", 16303, 960, 113, 120),
-    Gpu("RTX 5090", 32607, 1792, 210, 120, (0.69, 1.22)),
-    Gpu("L4", 23034, 300, 121, 89, (0.43, 0.80), attained=0.5),
-    Gpu("A10", 23028, 600, 125, 86, (1.29, 1.29), attained=0.6),
+    Gpu("RTX 5090", 32607, 1792, 210, 120),
+    Gpu("L4", 23034, 300, 121, 89, attained=0.5),
+    Gpu("A10", 23028, 600, 125, 86, attained=0.6),
     Gpu("A10G", 23028, 600, 70, 86),
-    Gpu("A40", 46068, 696, 150, 86, (0.44, 0.44)),
-    Gpu("RTX A6000", 49140, 768, 155, 86, (0.41, 0.82)),
-    Gpu("RTX 6000 Ada", 49140, 960, 364, 89, (0.50, 1.00), attained=0.6),
-    Gpu("L40S", 46068, 864, 362, 89, (0.79, 1.55), attained=0.6),
-    Gpu("RTX PRO 6000", 97887, 1792, 500, 120, (0.89, 2.04)),
-    Gpu("A100 40GB", 40960, 1555, 312, 80, (0.80, 3.40)),
-    Gpu("A100 80GB", 81920, 1935, 312, 80, (1.19, 3.43)),
-    Gpu("H100 SXM", 81559, 3352, 989, 90, (2.60, 4.29), attained=HOPPER),
-    Gpu("H100 PCIe", 81559, 2039, 756, 90, (1.99, 3.29), attained=HOPPER),
-    Gpu("H100 NVL", 95830, 3938, 835, 90, (2.59, 3.19), attained=HOPPER),
-    Gpu("H200", 143771, 4800, 989, 90, (3.45, 6.31), attained=HOPPER),
-    Gpu("B200", 183359, 8000, 2250, 100, (5.00, 7.15), attained=HOPPER),
+    Gpu("A40", 46068, 696, 150, 86),
+    Gpu("RTX A6000", 49140, 768, 155, 86),
+    Gpu("RTX 6000 Ada", 49140, 960, 364, 89, attained=0.6),
+    Gpu("L40S", 46068, 864, 362, 89, attained=0.6, speed="published"),
+    Gpu("RTX PRO 6000", 97887, 1792, 500, 120),
+    Gpu("A100 40GB", 40960, 1555, 312, 80, speed="published"),
+    Gpu("A100 80GB", 81920, 1935, 312, 80, speed="published"),
+    Gpu("H100 SXM", 81559, 3352, 989, 90, attained=HOPPER),
+    Gpu("H100 PCIe", 81559, 2039, 756, 90, attained=HOPPER),
+    Gpu("H100 NVL", 95830, 3938, 835, 90, attained=HOPPER),
+    Gpu("H200", 143771, 4800, 989, 90, attained=HOPPER, speed="measured"),
+    Gpu("B200", 183359, 8000, 2250, 100, attained=HOPPER),
 )
 SIZE_WORDS = {"16gb", "32gb", "40gb", "80gb", "sxm"}  # not part of the name that PyTorch gives
 ALIASES = {
@@ -104,6 +110,8 @@ def find_gpu(name: str) -> Gpu:
     size = re.fullmatch(r"(\d{1,3}(?:\.\d+)?) ?(gb|gib)?", name.lower().strip())
     if size and float(size[1]) > 0:
         return unknown_gpu(float(size[1]))
+    from difflib import get_close_matches
+
     near = [rows[key].name for key in get_close_matches(wanted, rows, n=3)]
     hint = (
         f"Did you mean {', '.join(dict.fromkeys(near))}?" if near else "Write its memory: `24GB`."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peftcli.architecture.config import Architecture, Linear
+from peftcli.estimate.groups import padding
 from peftcli.estimate.plan import Plan
 
 WRITERS = (  # linears whose output goes to the stream, by the last part of their names
@@ -72,20 +73,46 @@ def _of_text(architecture: Architecture) -> list[Linear]:
 
 def kept_per_token(plan: Plan, widths: Widths) -> float:
     """Bytes that a layer without checkpointing keeps, for each token of the micro-batch."""
+    return sum(kept_tensors(plan, widths).values())
+
+
+def kept_tensors(plan: Plan, widths: Widths) -> dict[str, float]:
+    """What a layer keeps from its forward pass to its backward pass, in bytes per token by name.
+
+    The one description of a layer's activations: all of memory and time follows from it.
+    """
     step, architecture = plan.step, plan.architecture
-    heads, kv_heads = architecture.heads, architecture.kv_heads
-    norms = stream_norms(architecture)
-    total = norms * (step.kept_norm * widths.hidden + 4) + 4 * heads
-    total += step.kept_query * widths.query + step.kept_key * widths.key
+    heads, norms = architecture.heads, stream_norms(architecture)
+    gate = step.kept_gated if widths.gated else step.kept_ungated
+    kept = {
+        "inputs of the norms": norms * (step.kept_norm * widths.hidden + 4),
+        "queries and attention output": step.kept_query * widths.query + 4 * heads,
+        "keys and values": step.kept_key * widths.key,
+        "feed-forward block": gate * widths.intermediate + 2.0 * padding(plan),
+        "inputs of adapters and trained norms": step.kept_other * widths.hidden,
+        "inputs of adapted linears": targets_kept(plan, widths),
+        "repeated keys, mask, scores": attention_kept(plan, widths),
+    }
     if has_query_norms(architecture):
-        total += step.kept_query_norm * (widths.query + widths.key) + 4 * (heads + kv_heads)
-    total += (step.kept_gated if widths.gated else step.kept_ungated) * widths.intermediate
-    total += step.kept_other * widths.hidden
+        both = step.kept_query_norm * (widths.query + widths.key)
+        kept["inputs of the query norms"] = both + 4 * (heads + architecture.kv_heads)
     if plan.trains_base:
-        total += 2 * widths.intermediate
+        kept["input of the down-projection"] = 2.0 * widths.intermediate
     if plan.bottleneck:
-        total += 2 * plan.sites * plan.bottleneck
-    return total + attention_kept(plan, widths) + targets_kept(plan, widths)
+        each = 2.0 * plan.bottleneck + step.kept_site * widths.hidden
+        kept["bottlenecks"] = plan.sites * each
+    return kept
+
+
+def before_the_first_adapter(plan: Plan, widths: Widths) -> float:
+    """Of `kept_per_token`, what the first layer does not keep: its attention, if all that is
+    trained comes after it. A plain step casts the stream so that it needs a gradient anyway."""
+    if not (plan.step.in_groups and plan.bottleneck):
+        return 0.0
+    kept = kept_tensors(plan, widths)
+    names = ("queries and attention output", "keys and values", "inputs of the query norms")
+    norm = kept["inputs of the norms"] / stream_norms(plan.architecture)
+    return norm + sum(kept.get(name, 0.0) for name in names)
 
 
 def attention_kept(plan: Plan, widths: Widths) -> float:
@@ -95,12 +122,20 @@ def attention_kept(plan: Plan, widths: Widths) -> float:
     if plan.kernel == "masked":
         return repeated + 2 * plan.length
     if plan.kernel == "eager":
-        return repeated + plan.step.kept_scores * heads * plan.length
+        return repeated + (plan.step.kept_scores + softcap(plan)) * heads * plan.length
     return 0.0
 
 
+def softcap(plan: Plan) -> float:
+    """Bytes per head and pair of tokens that a cap on the scores keeps."""
+    return plan.step.kept_softcap if plan.architecture.attention_softcap else 0.0
+
+
 def targets_kept(plan: Plan, widths: Widths) -> float:
-    """Inputs of the adapted linears of one layer, and what enters their second matrix."""
+    """Inputs of the adapted linears of one layer, and what enters their second matrix.
+
+    DoRA scales the outputs of base and update by trained numbers, and so keeps both.
+    """
     step = plan.step
     total, seen = 0.0, set()
     for target in plan.targets:
@@ -108,6 +143,7 @@ def targets_kept(plan: Plan, widths: Widths) -> float:
             continue
         writes = target.suffix in WRITERS
         total += step.kept_rank * plan.rank
+        total += step.kept_scaled * target.outputs if plan.magnitudes else 0.0
         each = step.kept_input + (step.kept_mask if plan.dropout else 0)
         if not step.inputs_shared:
             total += each * target.inputs

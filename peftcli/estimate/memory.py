@@ -7,30 +7,23 @@ one percent of that on dense Llama-like models.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from peftcli.estimate.layer import Widths, kept_per_token, layer_kinds
-from peftcli.estimate.plan import Plan
-from peftcli.estimate.weights import (
-    TABLES,
-    Weights,
-    bytes_per_quantized,
-    largest_quantized,
-    quantized_elements,
-    state_bytes,
-    weights,
+from peftcli.estimate.groups import factors_and_room
+from peftcli.estimate.layer import (
+    Widths,
+    before_the_first_adapter,
+    kept_per_token,
+    kept_tensors,
+    layer_kinds,
 )
+from peftcli.estimate.loss import loss_parts
+from peftcli.estimate.parts import Part
+from peftcli.estimate.plan import Plan
+from peftcli.estimate.transients import attention_backward, backward_moments, expanded
+from peftcli.estimate.weights import Weights, largest_expanded, state_bytes, weights
 
 GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Part:
-    """One summand of the peak, in bytes, with the formula that gave it."""
-
-    name: str
-    size: float
-    formula: str
 
 
 @dataclass(frozen=True)
@@ -51,37 +44,41 @@ class Peak:
 def training_peak(plan: Plan) -> Peak:
     """The largest of the moments of a step."""
     held = weights(plan)
-    moments = {
-        name: (*static_parts(plan, held), *parts) for name, parts in _moments(plan, held).items()
-    }
+    moments = _moments(plan, held)
     name = max(moments, key=lambda key: sum(part.size for part in moments[key]))
-    kept = tuple(part for part in moments[name] if part.size)
-    return Peak(name, kept, held.paged)
+    parts = (*static_parts(plan, held), *moments[name])
+    return Peak(name, tuple(part for part in parts if part.size), held.paged)
 
 
 def loading_peak(plan: Plan) -> float:
-    """Bytes while the base loads: the weights, and the largest tensor in 16 bits."""
-    held = weights(plan)
-    sizes = [x.weights for x in plan.architecture.linears]
-    embedding = plan.architecture.vocab_size * plan.architecture.hidden_size
-    return held.base() + 2 * max(embedding, *sizes)
+    """Bytes while the base loads: the weights, and a weight in 16 bits that becomes 4-bit.
+
+    A base for fp8 loads in 16 bits first, and is turned into 8 layer by layer.
+    """
+    if plan.quantization == "fp8":
+        return weights(replace(plan, quantization=None)).base()
+    return weights(plan).base() + 2.0 * largest_expanded(plan)
 
 
 def static_parts(plan: Plan, held: Weights) -> tuple[Part, ...]:
     """What is there at every moment."""
-    elements, modules = quantized_elements(plan)
-    plain = plan.architecture.parameters() - elements
-    each = bytes_per_quantized(plan.double_quantization)
-    small = f"{elements:,} x {each:.4f} B, and {modules} tables of {TABLES} B"
+    plain = plan.architecture.parameters() - held.elements
+    small, name = "", "base, quantised"
+    if held.form is not None:
+        small = f"{held.elements:,} x {held.form.bytes_per_weight:.4f} B"
+        tables = f", and {held.modules} tables of {held.form.tables:,} B"
+        small += tables if held.form.tables else ""
+        name = f"base, {held.form.name}"
     value = plan.base_bytes if plan.trains_base else plan.adapter_bytes
     states = f"{plan.trainable:,} x {state_bytes(plan.optimizer, value):g} B, {plan.optimizer}"
     if held.paged:
         states += "; paged ones not counted"
     return (
-        Part("base, 4-bit", held.quantized, small),
+        Part(name, held.quantized, small),
         Part("base, not quantised", held.plain, f"{plain:,} x {plan.base_bytes} B"),
         Part("adapter", held.trained, f"{plan.trainable:,} x {plan.adapter_bytes} B"),
         Part("optimizer states", held.states, states),
+        *factors_and_room(plan),
     )
 
 
@@ -97,16 +94,17 @@ def _moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
         backward = (*backward, _gradients(held, share, "of the last layer"), *_head_gradient(plan))
     nearly = 1 - 1 / plan.architecture.layers
     last = (_gradients(held, nearly, "of all layers but one"), *_again(plan, wide))
-    moments = {
-        "loss": (*forward, *_loss(plan)),
-        "backward of the feed-forward block": (*backward, _mlp_backward(plan, wide)),
-        "backward of the up-projections": (*backward, *_expanded(plan, wide, 0.0)),
-        "end of the backward pass": (*last, *_expanded(plan, wide, 2.0)),
-        "optimizer step": (_gradients(held, 1.0, "of all layers"), *_head_twice(plan)),
+    found = {name: (*backward, *parts) for name, parts in backward_moments(plan, wide).items()}
+    return found | {
+        "loss": (*forward, *loss_parts(plan)),
+        "backward of attention": (*forward, *attention_backward(plan, wide)),
+        "end of the backward pass": (*last, *expanded(plan, wide, 2.0)),
+        "optimizer step": (
+            _gradients(held, 1.0, "of all layers"),
+            *_end_to_end(plan, held),
+            *_head_twice(plan),
+        ),
     }
-    if plan.kernel == "eager" and plan.checkpointing:
-        moments["backward of attention"] = (*forward, _eager_backward(plan, wide))
-    return moments
 
 
 def _kept(plan: Plan, kinds: list[Widths]) -> tuple[Part, ...]:
@@ -119,15 +117,25 @@ def _kept(plan: Plan, kinds: list[Widths]) -> tuple[Part, ...]:
         text = f"{layers} layers x {tokens:,} tokens x {each:,.0f} B: the layers' inputs only"
         return (Part("activations", layers * tokens * each + rotary, text),)
     total = sum(kind.layers * kept_per_token(plan, kind) for kind in kinds)
+    total -= before_the_first_adapter(plan, kinds[0])
     text = " + ".join(
-        f"{kind.layers} layers x {tokens:,} tokens x {kept_per_token(plan, kind):,.0f} B"
-        for kind in kinds
+        f"{kind.layers} layers x {tokens:,} tokens x {_named(plan, kind)}" for kind in kinds
     )
     parts = [Part("activations", tokens * total + rotary, text)]
-    if plan.adapter_bytes == 4 and not plan.trains_base:
+    if plan.adapter_bytes == 4 and not plan.trains_base and not step.in_groups:
         copies = plan.trainable * step.adapter_copies
         parts.append(Part("16-bit copies of the adapter", copies, "kept by autocast, 2 B each"))
     return tuple(parts)
+
+
+def _named(plan: Plan, kind: Widths) -> str:
+    """The bytes per token of a layer, and what they are."""
+    kept = {name: size for name, size in kept_tensors(plan, kind).items() if size}
+    return (
+        f"{sum(kept.values()):,.0f} B ("
+        + ", ".join(f"{name} {size:,.0f}" for name, size in kept.items())
+        + ")"
+    )
 
 
 def _base_copies(plan: Plan) -> tuple[Part, ...]:
@@ -144,60 +152,19 @@ def _again(plan: Plan, wide: Widths) -> tuple[Part, ...]:
     if not plan.checkpointing:
         return ()
     each = kept_per_token(plan, wide)
-    text = f"{plan.tokens:,} tokens x {each:,.0f} B: one layer, computed again"
+    text = f"{plan.tokens:,} tokens x {_named(plan, wide)}: one layer, computed again"
     return (Part("recomputed layer", plan.tokens * each, text),)
-
-
-def _mlp_backward(plan: Plan, wide: Widths) -> Part:
-    step = plan.step
-    each = step.peak_mlp * wide.intermediate + step.peak_hidden * wide.hidden
-    if not plan.checkpointing:  # its input and product are counted among the activations
-        each = max(0.0, each - 2 * wide.intermediate)
-    text = f"{plan.tokens:,} tokens x {each:,.0f} B in the backward pass of the last layer"
-    return Part("temporaries", plan.tokens * each, text)
-
-
-def _expanded(plan: Plan, wide: Widths, more_hidden: float) -> tuple[Part, ...]:
-    step, largest = plan.step, largest_quantized(plan)
-    each = step.peak_mlp_dequantise * wide.intermediate
-    each += (step.peak_hidden_dequantise + more_hidden) * wide.hidden
-    text = f"{plan.tokens:,} tokens x {each:,.0f} B in the backward pass of a layer"
-    size = step.dequantised * largest
-    return (
-        Part("temporaries", plan.tokens * each, text),
-        Part("expanded weight", size, f"{largest:,} x {step.dequantised} B: one weight in 16 bits"),
-    )
-
-
-def _eager_backward(plan: Plan, wide: Widths) -> Part:
-    scores = plan.step.peak_scores * plan.architecture.heads * plan.length
-    each = 8 * wide.hidden + 4 * wide.query + 4 * wide.key + scores
-    if wide.query != wide.key:
-        each += 4 * (wide.query - wide.key)
-    text = f"{plan.tokens:,} tokens x {each:,.0f} B: the scores of all pairs of tokens"
-    return Part("attention scores", plan.tokens * each, text)
-
-
-def _loss(plan: Plan) -> tuple[Part, ...]:
-    step, architecture, tokens = plan.step, plan.architecture, plan.tokens
-    hidden = tokens * architecture.hidden_size * step.loss_hidden
-    entries = tokens * architecture.vocab_size
-    if plan.loss == "logits":
-        text = f"{tokens:,} tokens x {architecture.vocab_size:,} words x {step.logits:g} B"
-        hidden = tokens * architecture.hidden_size * step.loss_hidden / 2
-        parts = [Part("logits", entries * step.logits, text)]
-    else:
-        tile = min(step.tile_bytes, 2.0 * entries, step.tile_bytes * tokens / step.tile_tokens)
-        parts = [Part("logits", tile, "one tile at a time, at most 256 MiB")]
-    parts.append(Part("gradient of the last hidden state", hidden, "float32, and its copies"))
-    if plan.trains_base or plan.trains_head:
-        size = step.head_gradient * architecture.vocab_size * architecture.hidden_size
-        parts.append(Part("gradient of the head", size, "float32, and a 16-bit copy"))
-    return tuple(parts)
 
 
 def _gradients(held: Weights, share: float, what: str) -> Part:
     return Part("gradients", held.gradients * share, what)
+
+
+def _end_to_end(plan: Plan, held: Weights) -> tuple[Part, ...]:
+    """The copy of small gradients in one tensor, while the single ones are still there."""
+    if not plan.flat or plan.trains_base:
+        return ()
+    return (Part("gradients end to end", held.gradients, "a copy for the optimizer"),)
 
 
 def _head_gradient(plan: Plan) -> tuple[Part, ...]:

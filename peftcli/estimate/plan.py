@@ -28,13 +28,17 @@ class Plan:
     trains_base: bool = False
     trains_head: bool = False
     dropout: bool = False
+    magnitudes: bool = False
+    """DoRA: the length of each row of a weight is trained too."""
     adapter_bytes: int = 4
     """Bytes of one trained value and of its gradient."""
     base_bytes: int = 2
     """Bytes of a base weight that is not quantised."""
-    quantization: Literal["nf4", "fp4"] | None = None
+    quantization: Literal["nf4", "fp4", "fp8"] | None = None
     double_quantization: bool = True
     optimizer: str = "adamw_torch_fused"
+    flat: bool = False
+    """Small parameters are one tensor for the optimizer (peftcli/train/flat.py)."""
     batch: int = 16
     """Rows in an optimizer step."""
     micro_batch: int = 1

@@ -1,4 +1,7 @@
-"""What an estimate says: plain numbers, made for `dataclasses.asdict` and JSON."""
+"""What an estimate says: plain numbers, made for `dataclasses.asdict` and JSON.
+
+Nobody compares them, and a class without `eq` starts faster.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,11 @@ class Rows:
     count: int | None = None
     longest: int | None = None
     mean: float | None = None
+    how: str = ""
+    """How they were counted, where that was not by the tokenizer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MemoryPart:
     """One part of the peak."""
 
@@ -23,25 +28,44 @@ class MemoryPart:
     formula: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MemoryEstimate:
     """The peak of GPU memory; low, likely and high are what PyTorch allocates."""
 
     low_gib: float
     likely_gib: float
     high_gib: float
+    reserved_gib: float
+    """What PyTorch holds of the card at the likely peak."""
+    card_gib: float
+    """What nvidia-smi shows then."""
     needed_gib: float
     """High, plus fragments of the allocator and the CUDA context: what to have free."""
     available_gib: float
     context_gib: float
     loading_gib: float
+    """The peak while the base loads."""
+    base_gib: float
+    adapter_gib: float
+    states_gib: float
     paged_gib: float
     """Optimizer states that leave the GPU when it is full; not part of the peak."""
     moment: str
     parts: tuple[MemoryPart, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class MergeEstimate:
+    """What `merge` takes of the host; None in Estimate where a method cannot be merged."""
+
+    host_gib: float
+    """Memory while tensors are streamed."""
+    verify_gib: float
+    """Memory to compare the merged model with base + adapter, which is left out without it."""
+    disk_gib: float
+
+
+@dataclass(frozen=True, eq=False)
 class Settings:
     """What `auto` comes to."""
 
@@ -51,24 +75,36 @@ class Settings:
     attention: str
     optimizer: str
     tokens_per_row: int
+    packing: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """The most that fits with the other settings as they are; None where nothing does."""
+
+    micro_batch_size: int
+    tokens_per_row: int
+    checkpointing: str
+
+
+@dataclass(frozen=True, eq=False)
 class TimeEstimate:
-    """The run from start to end; None in Estimate where rows or rates are not known."""
+    """A step, and the run from start to end where the number of steps is known."""
 
-    steps: int
-    low_seconds: float
-    likely_seconds: float
-    high_seconds: float
     step_seconds: float
     tokens_per_second: float
-    low_cost_usd: float | None
-    high_cost_usd: float | None
+    speed: str
+    """Where the card's efficiency comes from: measured, published, or its data sheet."""
+    steps: int | None = None
+    low_seconds: float | None = None
+    likely_seconds: float | None = None
+    high_seconds: float | None = None
+    low_cost_usd: float | None = None
+    high_cost_usd: float | None = None
 
 
-@dataclass(frozen=True)
-class Advice:
+@dataclass(frozen=True, eq=False)
+class Suggestion:
     """A change of the recipe that saves memory."""
 
     line: str
@@ -77,7 +113,7 @@ class Advice:
     fits: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OtherGpu:
     """A GPU that the same settings fit."""
 
@@ -87,19 +123,34 @@ class OtherGpu:
     high_price_usd: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Estimate:
     """All that `peftcli estimate` says; numbers only, made for asdict and JSON."""
 
     model: str
+    method: str
     parameters: int
     trainable: int
+    adapter_file_gib: float
+    """What the run saves as its result."""
     gpu: str
     verdict: str
-    """fits, tight, or does not fit."""
+    """fits, tight, fits with changes, or does not fit."""
     memory: MemoryEstimate
     settings: Settings
+    limits: Limits | None
+    merge: MergeEstimate | None
     time: TimeEstimate | None
-    changes: tuple[Advice, ...]
+    """None for a card whose rates are not known."""
+    changes: tuple[Suggestion, ...]
+    paste: str
+    """Lines of YAML that make the run fit together; empty where it fits, or nothing helps."""
     other_gpus: tuple[OtherGpu, ...]
+    own_price: bool
+    """Whether the cost follows from --price and not from our table."""
     notes: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the run can be tried as it is."""
+        return self.verdict in ("fits", "tight")

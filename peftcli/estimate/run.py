@@ -3,37 +3,71 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from peftcli.architecture.config import Architecture
+from peftcli.estimate.advice import Advice, Card, advise, as_yaml
 from peftcli.estimate.duration import Lengths, duration
-from peftcli.estimate.facts import method_notes, plan_of
+from peftcli.estimate.facts import plan_of
 from peftcli.estimate.find import find_architecture
 from peftcli.estimate.fit import (
-    CALIBRATED,
     candidates,
-    changes,
     choose,
     gpus_that_fit,
+    largest_micro_batch,
+    longest_row,
     need,
     smallest,
     verdict,
 )
 from peftcli.estimate.gpus import GIB, Gpu
+from peftcli.estimate.groups import copies_of_factors
 from peftcli.estimate.memory import loading_peak, training_peak
+from peftcli.estimate.merging import merge_estimate
+from peftcli.estimate.notes import notes_on
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.result import (
-    Advice,
     Estimate,
+    Limits,
     MemoryEstimate,
     MemoryPart,
+    MergeEstimate,
     OtherGpu,
     Rows,
     Settings,
+    Suggestion,
     TimeEstimate,
 )
+from peftcli.estimate.weights import weights
 from peftcli.recipe.checks import packs
 from peftcli.recipe.schema import Recipe
+
+NOTHING = Advice((), ())
+
+
+@dataclass(frozen=True)
+class Question:
+    """What an estimate is about, beside the recipe."""
+
+    architecture: Architecture
+    gpu: Gpu
+    rows: Rows
+    reserved: float
+    """Bytes of the card that others hold."""
+
+    def plans(self, recipe: Recipe) -> list[Plan]:
+        """Every way to run a recipe that it leaves open."""
+        packing = packs(recipe, self.architecture)
+        length = row_length(recipe, self.architecture, self.rows, packing)
+        base = plan_of(recipe, self.architecture, self.gpu, length=length, packing=packing)
+        return candidates(base, _fixed_micro_batch(recipe), _fixed_checkpointing(recipe))
+
+    def lengths(self, recipe: Recipe, plan: Plan) -> Lengths:
+        """The lengths of rows that speed is judged by."""
+        packing = packs(recipe, self.architecture)
+        mean = plan.length if packing else min(self.rows.mean or plan.length, plan.length)
+        found = Lengths(mean, plan.length)
+        return replace(found, rows=self.rows.count) if self.rows.count else found
 
 
 def run(
@@ -43,38 +77,48 @@ def run(
     rows: Rows | None = None,
     architecture: Architecture | None = None,
     reserved_gib: float = 0.0,
+    price: float | None = None,
+    always_advise: bool = False,
 ) -> Estimate:
-    """Estimate a recipe on a GPU of which others take `reserved_gib`.
+    """Estimate a recipe on a GPU of which others take `reserved_gib`, at `price` USD an hour.
+
+    Changes are listed where it does not fit, and always with `always_advise`.
 
     Without `architecture` the model is looked for on this machine and in the catalog. Raises
     UsageError for an unknown model and ArtefactError for a broken config.json.
     """
-    rows = rows or Rows()
     found = architecture or find_architecture(recipe.model.name)
+    question = Question(found, gpu, rows or Rows(), reserved_gib * GIB)
+    plans = question.plans(recipe)
+    lengths = question.lengths(recipe, plans[0])
+    plan = choose(plans, gpu, question.reserved, lengths) or smallest(plans)
+    state = verdict(plan, gpu, question.reserved)
+    advice, word = NOTHING, str(state)
+    if state != "fits" or always_advise:
+        advice = advise(recipe, question.plans, Card(gpu, question.reserved))
+    if state == "does not fit" and advice.together:
+        word = "fits with changes"
     packing = packs(recipe, found)
-    length = row_length(recipe, found, rows, packing)
-    base = plan_of(recipe, found, gpu, length=length, packing=packing)
-    plans = candidates(base, _fixed_micro_batch(recipe), _fixed_checkpointing(recipe))
-    reserved = reserved_gib * GIB
-    lengths = Lengths(length if packing else min(rows.mean or length, length), length)
-    if rows.count:
-        lengths = replace(lengths, rows=rows.count)
-    plan = choose(plans, gpu, reserved, lengths) or smallest(plans)
-    state = verdict(plan, gpu, reserved)
-    advice = () if state == "fits" else changes(plan, gpu, reserved)
-    others = () if state == "fits" else gpus_that_fit(plan)[:3]
     return Estimate(
         model=recipe.model.name,
+        method=recipe.method.name,
         parameters=found.parameters(),
         trainable=plan.trainable,
+        adapter_file_gib=4 * plan.trainable / GIB,  # float32, as they are trained
         gpu=gpu.name,
-        verdict=state,
-        memory=_memory(plan, gpu, reserved),
-        settings=_settings(plan),
-        time=_time(recipe, plan, gpu, rows, lengths),
-        changes=tuple(Advice(x.line, x.consequence, x.saves / GIB, x.fits) for x in advice),
-        other_gpus=tuple(_other(x) for x in others),
-        notes=(*notes_on(plan, rows), *method_notes(recipe.method)),
+        verdict=word,
+        memory=_memory(plan, gpu, question.reserved),
+        settings=_settings(plan, packing=packing),
+        limits=_limits(recipe, plan, question) if state == "fits" else None,
+        merge=_merge(recipe, plan),
+        time=_time(recipe, plan, question, lengths, price),
+        changes=tuple(
+            Suggestion(x.line, x.consequence, x.saves / GIB, x.fits) for x in advice.single
+        ),
+        paste=as_yaml(advice.together),
+        other_gpus=() if state == "fits" else tuple(_other(x) for x in gpus_that_fit(plan)[:3]),
+        own_price=price is not None,
+        notes=tuple(notes_on(recipe, plan, question.rows, gpu)),
     )
 
 
@@ -97,7 +141,7 @@ def _fixed_checkpointing(recipe: Recipe) -> bool | None:
 
 
 def _memory(plan: Plan, gpu: Gpu, reserved: float) -> MemoryEstimate:
-    peak, found = training_peak(plan), need(plan, gpu)
+    peak, found, held = training_peak(plan), need(plan, gpu), weights(plan)
     low, likely, high = (size / GIB for size in found.allocated)
     parts = [MemoryPart(x.name, x.size / GIB, x.formula) for x in peak.parts]
     parts.append(MemoryPart("cuBLAS workspaces", gpu.workspaces / GIB, "two threads, one each"))
@@ -105,67 +149,93 @@ def _memory(plan: Plan, gpu: Gpu, reserved: float) -> MemoryEstimate:
         low_gib=low,
         likely_gib=likely,
         high_gib=high,
+        reserved_gib=found.reserved / GIB,
+        card_gib=found.card / GIB,
         needed_gib=found.high / GIB,
         available_gib=(gpu.memory - reserved) / GIB,
         context_gib=found.context / GIB,
         loading_gib=loading_peak(plan) / GIB,
-        paged_gib=peak.paged / GIB,
+        base_gib=held.base() / GIB,
+        adapter_gib=(held.trained + copies_of_factors(plan)) / GIB,
+        states_gib=held.states / GIB,
+        paged_gib=held.paged / GIB,
         moment=peak.moment,
         parts=tuple(parts),
     )
 
 
-def _settings(plan: Plan) -> Settings:
+def _merge(recipe: Recipe, plan: Plan) -> MergeEstimate | None:
+    if not recipe.method.mergeable:
+        return None
+    rounded = plan.quantization is not None
+    return merge_estimate(plan.architecture, plan.trainable, rounded=rounded)
+
+
+def _settings(plan: Plan, *, packing: bool) -> Settings:
     return Settings(
         micro_batch_size=plan.micro_batch,
         accumulation=plan.accumulation,
-        checkpointing="full" if plan.checkpointing else "none",
+        checkpointing=_mode(plan),
         attention=plan.kernel,
         optimizer=plan.optimizer,
         tokens_per_row=plan.length,
+        packing=packing,
+    )
+
+
+def _mode(plan: Plan) -> str:
+    return "full" if plan.checkpointing else "none"
+
+
+def _limits(recipe: Recipe, plan: Plan, question: Question) -> Limits:
+    """The most that fits at the thriftiest that the recipe leaves open."""
+    fixed = _fixed_checkpointing(recipe)
+    thrifty = replace(plan, checkpointing=True if fixed is None else fixed)
+    return Limits(
+        micro_batch_size=largest_micro_batch(thrifty, question.gpu, question.reserved),
+        tokens_per_row=longest_row(thrifty, question.gpu, question.reserved),
+        checkpointing=_mode(thrifty),
     )
 
 
 def _time(
-    recipe: Recipe, plan: Plan, gpu: Gpu, rows: Rows, lengths: Lengths
+    recipe: Recipe, plan: Plan, question: Question, lengths: Lengths, price: float | None
 ) -> TimeEstimate | None:
-    steps = recipe.training.max_steps
-    if steps is None and rows.count is not None:
-        sequences = rows.count
-        if packs(recipe, plan.architecture) and rows.mean:
-            sequences = math.ceil(rows.count * rows.mean / plan.length)
-        each = math.ceil(sequences / recipe.training.batch_size)
-        steps = max(1, math.ceil(recipe.training.epochs * each))
-    if steps is None:
-        return None
-    found = duration(plan, gpu, steps, lengths)
+    steps = _steps(recipe, plan, question.rows)
+    gpu = question.gpu
+    prices = (price, price) if price is not None else gpu.price_per_hour_usd
+    found = duration(plan, gpu, steps or 1, lengths, prices)
     if found is None:
         return None
+    step = TimeEstimate(found.step_seconds, found.tokens_per_second, gpu.speed)
+    if steps is None:
+        return step
     low, likely, high = found.seconds
     cheap, dear = found.cost_usd or (None, None)
-    return TimeEstimate(
-        steps, low, likely, high, found.step_seconds, found.tokens_per_second, cheap, dear
+    return replace(
+        step,
+        steps=steps,
+        low_seconds=low,
+        likely_seconds=likely,
+        high_seconds=high,
+        low_cost_usd=cheap,
+        high_cost_usd=dear,
     )
+
+
+def _steps(recipe: Recipe, plan: Plan, rows: Rows) -> int | None:
+    """Optimizer steps of the whole run; None where the rows are not known."""
+    if recipe.training.max_steps is not None:
+        return recipe.training.max_steps
+    if rows.count is None:
+        return None
+    sequences = rows.count
+    if packs(recipe, plan.architecture) and rows.mean:
+        sequences = math.ceil(rows.count * rows.mean / plan.length)
+    each = math.ceil(sequences / recipe.training.batch_size)
+    return max(1, math.ceil(recipe.training.epochs * each))
 
 
 def _other(gpu: Gpu) -> OtherGpu:
     cheap, dear = gpu.price_per_hour_usd or (None, None)
     return OtherGpu(gpu.name, gpu.memory / GIB, cheap, dear)
-
-
-def notes_on(plan: Plan, rows: Rows) -> list[str]:
-    """What the reader must know to trust or mistrust the figures."""
-    architecture, notes = plan.architecture, []
-    if not architecture.exact:
-        notes.append(f"{architecture.model_type} is not known: sizes are those of a plain decoder")
-    if architecture.model_type not in CALIBRATED:
-        notes.append("the memory of this family was never checked: the band is wide")
-    if plan.quantization and architecture.experts:
-        held = sum(x.parameters() for x in architecture.experts) * plan.base_bytes / GIB
-        notes.append(f"experts stay in 16 bits: bitsandbytes leaves {held:.1f} GiB of them alone")
-    if architecture.quantization is not None:
-        method = architecture.quantization.method
-        notes.append(f"the checkpoint is stored in {method}; its weights are counted in 16 bits")
-    if rows.longest is None:
-        notes.append("the rows were not read: every row is taken as long as data.max_length")
-    return notes

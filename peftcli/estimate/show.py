@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from textwrap import indent
 
-from peftcli.estimate.result import Estimate, TimeEstimate
+from peftcli.estimate.gpus import Gpu
+from peftcli.estimate.prices import prices
+from peftcli.estimate.result import Estimate, MemoryEstimate, TimeEstimate
+
+Rows = Sequence[Sequence[str]]
+SPEED = {
+    "measured": "",
+    "published": "; the card's speed follows from runs that others published",
+    "data sheet": "; the card's speed follows from its data sheet",
+}
 
 
 def show_estimate(estimate: Estimate, *, explain: bool) -> None:
@@ -13,65 +23,155 @@ def show_estimate(estimate: Estimate, *, explain: bool) -> None:
     print(f"{estimate.model} on {estimate.gpu}: {estimate.verdict}")
     print(
         f"  trains {estimate.trainable:,} of {estimate.parameters:,} parameters "
-        f"({estimate.trainable / estimate.parameters:.2%})"
+        f"({estimate.trainable / estimate.parameters:.2%}), saved in {_size(estimate)}"
     )
-    print(
-        f"  peak {memory.likely_gib:.1f} GiB allocated ({memory.low_gib:.1f} to "
-        f"{memory.high_gib:.1f}), {memory.needed_gib:.1f} GiB of the card's "
-        f"{memory.available_gib:.1f} to be safe; loading {memory.loading_gib:.1f} GiB"
-    )
+    _show_memory(memory)
     print(
         f"  with micro_batch_size {chosen.micro_batch_size} x {chosen.accumulation}, checkpointing "
         f"{chosen.checkpointing}, {chosen.tokens_per_row:,} tokens a row, {chosen.optimizer}"
     )
+    if estimate.limits is not None:
+        most = estimate.limits
+        print(
+            f"  at most {most.micro_batch_size:,} of these rows at a time, or one row of "
+            f"{most.tokens_per_row:,} tokens, with checkpointing {most.checkpointing}"
+        )
     if estimate.time is not None:
-        print(f"  {_time(estimate.time)}")
+        print(f"  {_run(estimate.time)}{_price(estimate)}{SPEED[estimate.time.speed]}")
+    if estimate.merge is not None and explain:
+        merge = estimate.merge
+        print(
+            f"  merging: {merge.host_gib:.1f} GiB of host memory, {merge.verify_gib:.1f} GiB with "
+            f"the comparison of logits, {merge.disk_gib:.1f} GiB of disk"
+        )
     if explain:
+        print(f"  the fullest moment: {memory.moment}")
         for part in memory.parts:
             print(f"    {part.gib:8.3f} GiB  {part.name}: {part.formula}")
-    for advice in estimate.changes:
-        enough = "fits then" if advice.fits else "not enough alone"
-        print(f"  {advice.line}  saves {advice.saves_gib:.1f} GiB, {enough}; {advice.consequence}")
-    for other in estimate.other_gpus:
-        price = f", from {other.low_price_usd:.2f} USD an hour" if other.low_price_usd else ""
-        print(f"  fits {other.name} ({other.memory_gib:.0f} GiB{price})")
+    _show_changes(estimate)
     for note in estimate.notes:
         print(f"  note: {note}")
 
 
-def show_estimates(estimates: Sequence[tuple[str, Estimate]], heading: str) -> None:
-    """One line for each of several estimates, such as methods side by side or GPUs."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(heading, "verdict", "trained", "peak GiB", "to be safe", "time", "cost USD")
-    for name, estimate in estimates:
-        time = estimate.time
-        table.add_row(
-            name,
-            estimate.verdict,
-            f"{estimate.trainable:,}",
-            f"{estimate.memory.likely_gib:.1f}",
-            f"{estimate.memory.needed_gib:.1f}",
-            _hours(time.likely_seconds) if time else "?",
-            _cost(time),
-        )
-    Console(highlight=False).print(table)
-
-
-def _time(time: TimeEstimate) -> str:
-    cost = f", {_cost(time)} USD" if time.low_cost_usd is not None else ""
-    return (
-        f"{time.steps:,} steps of {time.step_seconds:.2f} s: {_hours(time.low_seconds)} to "
-        f"{_hours(time.high_seconds)}{cost} ({time.tokens_per_second:,.0f} tokens/s)"
+def _show_memory(memory: MemoryEstimate) -> None:
+    print(
+        f"  peak {memory.likely_gib:.1f} GiB allocated ({memory.low_gib:.1f} to "
+        f"{memory.high_gib:.1f}), nvidia-smi shows {memory.card_gib:.1f}; "
+        f"{memory.needed_gib:.1f} GiB of the card's {memory.available_gib:.1f} to be safe; "
+        f"loading {memory.loading_gib:.1f} GiB"
     )
 
 
-def _hours(seconds: float) -> str:
+def _show_changes(estimate: Estimate) -> None:
+    for advice in estimate.changes:
+        enough = "fits then" if advice.fits else "not enough alone"
+        print(f"  {advice.line}  saves {advice.saves_gib:.1f} GiB, {enough}; {advice.consequence}")
+    if estimate.paste:
+        print("  it fits with these lines of the recipe:")
+        print(indent(estimate.paste, "    "))
+    for other in estimate.other_gpus:
+        price = f", from {other.low_price_usd:.2f} USD an hour" if other.low_price_usd else ""
+        print(f"  fits {other.name} ({other.memory_gib:.0f} GiB{price})")
+
+
+def show_gpus(estimates: Sequence[Estimate]) -> None:
+    """One line for each card."""
+    head = ("GPU", "verdict", "micro", "ckpt", "peak GiB", "to be safe", "s/step", "time", "USD")
+    rows = [
+        (
+            item.gpu,
+            item.verdict,
+            str(item.settings.micro_batch_size),
+            item.settings.checkpointing,
+            f"{item.memory.likely_gib:.1f}",
+            f"{item.memory.needed_gib:.1f}",
+            f"{item.time.step_seconds:.2f}" if item.time else "?",
+            hours(item.time.likely_seconds if item.time else None),
+            cost(item.time),
+        )
+        for item in estimates
+    ]
+    print(table(head, rows))
+
+
+def show_methods(
+    estimates: Sequence[tuple[str, Estimate]], card: Gpu, cards: Mapping[str, Gpu | None]
+) -> None:
+    """One line for each method, at the same micro-batch."""
+    first = estimates[0][1].settings
+    print(
+        f"{estimates[0][1].model} on {card.name}, micro_batch_size {first.micro_batch_size}, "
+        f"checkpointing {first.checkpointing}, {first.tokens_per_row:,} tokens a row"
+    )
+    head = ("method", "trained", "file", "verdict", "peak GiB", "s/step", "time", "cheapest card")
+    rows = [
+        (
+            name,
+            f"{item.trainable:,}",
+            _size(item),
+            item.verdict,
+            f"{item.memory.likely_gib:.1f}",
+            f"{item.time.step_seconds:.2f}" if item.time else "?",
+            hours(item.time.likely_seconds if item.time else None),
+            _card(cards[name]),
+        )
+        for name, item in estimates
+    ]
+    print(table(head, rows))
+
+
+def table(head: Sequence[str], rows: Rows) -> str:
+    """Columns as wide as their widest cell; the first is text, the others stand to the right."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = []
+    for row in (head, *rows):
+        first, *rest = row
+        cells = [first.ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def hours(seconds: float | None) -> str:
+    """A duration as people say it."""
+    if seconds is None:
+        return "?"
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"
 
 
-def _cost(time: TimeEstimate | None) -> str:
+def cost(time: TimeEstimate | None) -> str:
+    """Dollars from the cheapest to the dearest."""
     if time is None or time.low_cost_usd is None or time.high_cost_usd is None:
         return "?"
     return f"{time.low_cost_usd:.2f} to {time.high_cost_usd:.2f}"
+
+
+def _run(time: TimeEstimate) -> str:
+    rate = f"{time.tokens_per_second:,.0f} tokens/s"
+    if time.steps is None:
+        return f"{time.step_seconds:.2f} s a step ({rate})"
+    money = f", {cost(time)} USD" if time.low_cost_usd is not None else ""
+    return (
+        f"{time.steps:,} steps of {time.step_seconds:.2f} s: {hours(time.low_seconds)} to "
+        f"{hours(time.high_seconds)}{money} ({rate})"
+    )
+
+
+def _price(estimate: Estimate) -> str:
+    """Where the price comes from; nothing where --price or no price was used."""
+    time, row = estimate.time, prices().get(estimate.gpu)
+    if time is None or time.low_cost_usd is None or row is None or estimate.own_price:
+        return ""
+    return f"; {row.low:.2f} to {row.high:.2f} USD an hour, read {row.read}, no promise"
+
+
+def _card(gpu: Gpu | None) -> str:
+    if gpu is None:
+        return "none"
+    price = gpu.price_per_hour_usd
+    return f"{gpu.name}, {price[0]:.2f} USD/h" if price else gpu.name
+
+
+def _size(estimate: Estimate) -> str:
+    gib = estimate.adapter_file_gib
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.1f} MiB"

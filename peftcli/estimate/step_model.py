@@ -27,6 +27,8 @@ class StepModel:
     """Eager attention only: float32 softmax and its 16-bit copy, per head and pair of tokens."""
     peak_scores: float = 16.0
     """Eager attention only: its backward pass, per head and pair of tokens."""
+    kept_softcap: float = 2.0
+    """Eager attention with capped scores: what the cap keeps, per head and pair of tokens."""
     kept_gated: float = 6.0
     """Gate, up and the activated gate, per intermediate element."""
     kept_ungated: float = 2.0
@@ -39,11 +41,19 @@ class StepModel:
     """Dropout mask of an adapted linear, per input element."""
     kept_rank: float = 2.0
     """What enters the second low-rank matrix, per unit of rank and adapted linear."""
+    kept_scaled: float = 4.0
+    """DoRA only: outputs of the base and of the update, per output element of adapted linears."""
+    peak_scaled: float = 6.0
+    """DoRA only: the whole update, scaled, and summed with the weight, per element of it."""
     kept_other: float = 0.0
     """Further bytes per hidden element and layer: inputs of trained norms and base weights."""
+    kept_site: float = 0.0
+    """Input of each bottleneck adapter, per hidden element, where nothing else keeps it."""
     stream: float = 2.0
     """A layer's input, which is all that a checkpointed layer keeps, per hidden element."""
     peak_mlp: float = 6.0
+    peak_counted: float = 2.0
+    """Of `peak_mlp`, what is among the kept bytes already where nothing is computed again."""
     peak_hidden: float = 10.0
     peak_mlp_dequantise: float = 2.0
     peak_hidden_dequantise: float = 2.0
@@ -57,16 +67,33 @@ class StepModel:
     tile_tokens: int = 4096
     loss_hidden: float = 16.0
     """Gradient of the last hidden state and its copies, per token and hidden element."""
+    head_again: float = 2.0
+    """FLOPs per weight of the head for logits that the backward pass of the loss makes again."""
     head_gradient: float = 6.0
     """Per element of a trained head."""
     adapter_copies: float = 2.0
     """16-bit copies of a float32 adapter that autocast keeps, per value."""
+    in_groups: bool = False
+    """Linears with one input are one matrix, which holds the 16-bit factors too; 4-bit ones are
+    expanded into a buffer that stays (peftcli/train/fast/weights.py)."""
     base_copies: float = 0.0
     """16-bit copies of float32 base weights that the backward pass needs, per weight."""
     traffic: float = 19.0
     """How often each kept byte is moved in element-wise work: time, not memory."""
+    expansion: float = 853e9
+    """Bytes per second at which 4-bit weights are expanded, on an H200."""
     launch_seconds: float = 0.002
-    """Per layer and pass (forward, again, backward): what the CPU needs to start its kernels."""
+    """Per layer and pass (forward, again, backward), beside what the GPU computes."""
+    floor_seconds: float = 0.0035
+    """Per layer and pass: what a CPU needs to start the kernels, however little they do; measured
+    beside an H100, 2026-11."""
+    floor_quantised: float = 0.0
+    floor_magnitudes: float = 0.0035
+    """What expanding 4-bit weights and DoRA add to that."""
+    attention_share: float = 0.63
+    """Of what matrix products attain; 445 of 700 TFLOP/s on an H200."""
+    products_speed: float = 1.0
+    """How much faster than in 16 bits products with the frozen base are."""
     rotary: float = 4.0
     """Cosine and sine tables, per token and head element."""
 
@@ -113,4 +140,46 @@ TRL_FULL_FLOAT32 = replace(
     kept_other=18.0,
     stream=4.0,
     base_copies=2.0,
+)
+
+# Derived from peftcli/train/fast, and checked against measured peaks in the same place.
+FUSED_LORA = StepModel(
+    name="fused, LoRA in float32 on a frozen base",
+    kept_norm=2.0,
+    kept_query_norm=2.0,
+    kept_gated=4.0,
+    kept_input=0.0,
+    peak_mlp=2.0,
+    peak_counted=0.0,
+    peak_hidden=4.0,
+    peak_mlp_dequantise=0.0,
+    peak_hidden_dequantise=6.0,
+    dequantised=0.0,
+    tile_tokens=1,
+    loss_hidden=6.0,
+    head_again=0.0,
+    adapter_copies=0.0,
+    in_groups=True,
+    traffic=16.0,
+    expansion=2.5e12,
+    launch_seconds=0.0,
+    floor_seconds=0.0016,
+    floor_quantised=0.001,
+    attention_share=1.0,
+)
+FUSED_FP8 = replace(
+    FUSED_LORA,
+    name="fused, LoRA on a base in fp8",
+    peak_mlp=4.0,
+    peak_hidden=6.0,
+    products_speed=1.7,
+    floor_seconds=0.002,
+    floor_quantised=0.0,
+)
+FUSED_BOTTLENECK = replace(
+    FUSED_LORA,
+    name="fused, bottleneck adapters",
+    kept_site=2.0,
+    adapter_copies=2.0,
+    traffic=12.0,
 )

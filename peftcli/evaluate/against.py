@@ -21,7 +21,7 @@ def read_report(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"--against: {file}: {error.strerror}", "name the eval.json of an earlier evaluation"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict) or not isinstance(values.get("table"), dict):
         raise ArtefactError(f"--against: {file} is no report of `peftcli eval`", "name another")

@@ -19,6 +19,7 @@ from peftcli.evaluate.result import Arm
 from peftcli.evaluate.score import AnyModel
 from peftcli.evaluate.target import Target, check_base
 from peftcli.fingerprint import fingerprint
+from peftcli.fp8 import round_base
 from peftcli.models import DTYPES, Device, base_folder, load_adapter, load_base, locate
 from peftcli.recipe.schema import Model
 
@@ -33,6 +34,8 @@ class Group:
     model: Model
     adapter: Path | None
     quantization: BitsAndBytesConfig | None
+    in_fp8: bool = False
+    """Whether the base's weights are rounded as the run held them."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,14 @@ def groups_of(target: Target, device: Device) -> list[Group]:
     if Path(locate(model)).is_dir():
         model = model.model_copy(update={"revision": None})
     check_base(target, base_folder(model))
-    quantization = quantization_of(target, device)
-    shown = f"{model.name} in {'4 bits' if quantization else device.dtype}"
+    quantization, in_fp8 = quantization_of(target, device), trained_on_fp8(target)
+    held = "4 bits" if quantization else f"fp8, computed in {device.dtype}"
+    shown = f"{model.name} in {held if quantization or in_fp8 else device.dtype}"
     arms = [Arm("model" if target.kind == "model" else "base", shown, identity(model))]
     if target.adapter is not None:
         own = f"{arms[0].identity}+{_adapter_identity(target.adapter)}"
         arms.append(Arm("adapter", f"{target.adapter} on {shown}", own))
-    groups = [Group(tuple(arms), model, target.adapter, quantization)]
+    groups = [Group(tuple(arms), model, target.adapter, quantization, in_fp8)]
     for name, folder in (("tuned", target.tuned), ("merged", target.merged)):
         if folder is not None:
             whole = Model(name=str(folder))
@@ -78,6 +82,13 @@ def quantization_of(target: Target, device: Device) -> BitsAndBytesConfig | None
     if target.loaded is None or target.tuned is not None:
         return None
     return target.loaded.recipe.method.quantization_config(device.dtype)
+
+
+def trained_on_fp8(target: Target) -> bool:
+    """Whether the adapter belongs to weights in fp8; their values are taken, not their speed."""
+    if target.loaded is None or target.tuned is not None:
+        return False
+    return target.loaded.recipe.method.frozen_in_fp8
 
 
 def identity(model: Model) -> str:
@@ -95,6 +106,8 @@ def load(group: Group, device: Device) -> Loaded:
     """
     before = _allocated(device)
     base = load_base(group.model, device, group.quantization)
+    if group.in_fp8:
+        round_base(base)
     base_gib = _size(base, before, device)
     model: AnyModel = base
     if group.adapter is not None:

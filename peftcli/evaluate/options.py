@@ -107,10 +107,10 @@ def read_limits(values: Sequence[str]) -> dict[str, float]:
     limits = {}
     for text in values:
         name, equals, number = text.partition("=")
-        metric = find_metric(name.strip())
-        limit = read_share(number, "--fail-under")
         if not equals:
             raise UsageError(f"--fail-under {text}: not METRIC=LIMIT", "such as exact_match=0.8")
+        metric = find_metric(name.strip())
+        limit = read_share(number, "--fail-under")
         if metric.percent and not 0 <= limit <= 1:
             raise UsageError(
                 f"--fail-under {text}: {metric.name} lies between 0 and 1",

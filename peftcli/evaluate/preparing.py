@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from peftcli.evaluate.options import EvalOptions
 from peftcli.evaluate.target import Target
 from peftcli.recipe.schema import Data, Source
 from peftcli.run_dir import cache_folder
+from peftcli.untrusted import read_object
 
 
 def prepared_rows(
@@ -77,7 +77,7 @@ def generation_stops(
     for folder in (target.adapter, target.tuned):
         file = folder / "generation_config.json" if folder is not None else None
         if file is not None and file.is_file():
-            own = json.loads(file.read_text("utf-8")).get("eos_token_id")
+            own = read_object(file).get("eos_token_id")
             stops += own if isinstance(own, list) else [own] if isinstance(own, int) else []
     return tuple(dict.fromkeys(stops))
 
@@ -91,6 +91,6 @@ def _changed_files(target: Target, report: DataReport) -> list[str]:
     if target.manifest is None:
         return []
     files = target.manifest.get("data", {}).get("files", [])
-    then = {file["path"]: file["sha256"] for file in files if file["split"] == "train"}
+    then = {file["path"]: file["sha256"] for file in files if file.get("split") == "train"}
     now = {file.path: file.sha256 for file in report.files if file.split == "train"}
     return sorted(path for path in {**then, **now} if then.get(path) != now.get(path))

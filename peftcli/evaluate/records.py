@@ -56,6 +56,6 @@ class Records:
         for line in content[:whole].splitlines():
             try:
                 key, result = json.loads(line)
-            except ValueError:
+            except (ValueError, TypeError, RecursionError):
                 continue
             self.found[key] = result

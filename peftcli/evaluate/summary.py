@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from peftcli.evaluate.session import Collected
 from peftcli.evaluate.target import Target
 from peftcli.metrics import Metric, mean
 from peftcli.recipe.load import recipe_text
+from peftcli.records import metrics_line
 from peftcli.run_dir import RunDir
 
 ENDED = Metric("ended", lambda prediction, reference: (), mean)
@@ -165,7 +165,8 @@ def curves(target: Target) -> tuple[tuple[tuple[int, float], ...], tuple[tuple[i
     metrics = RunDir(folder if folder.name != "adapter" else folder.parent).metrics
     if not metrics.is_file():
         return (), ()
-    lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines()]
+    text = metrics.read_text(encoding="utf-8", errors="replace")
+    lines = [x for x in map(metrics_line, text.splitlines(keepends=True)) if x is not None]
     losses = tuple((x["step"], x["loss"]) for x in lines if x.get("loss") is not None)
     return losses, tuple((x["step"], x["eval_loss"]) for x in lines if x.get("eval_loss"))
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from peftcli.bundled import PREFIX, bundled
-from peftcli.errors import ArtefactError, UsageError
+from peftcli.errors import UsageError
 from peftcli.fingerprint import check_same_base
 from peftcli.recipe.load import LoadedRecipe, load_recipe
 from peftcli.recipe.schema import Model
 from peftcli.run_dir import RunDir
+from peftcli.untrusted import read_object
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
@@ -108,11 +108,9 @@ def _recipe(path: Path, output: Path | None) -> Target:
 
 
 def _adapter(folder: Path, output: Path | None, base: str | None) -> Target:
-    try:
-        values = json.loads((folder / "adapter_config.json").read_text("utf-8"))
-        name, revision = values.get("base_model_name_or_path"), values.get("revision")
-    except (ValueError, AttributeError):
-        raise ArtefactError(f"{folder}/adapter_config.json: not JSON", "restore it") from None
+    values = read_object(folder / "adapter_config.json", "restore it from where it came from")
+    name: Any = values.get("base_model_name_or_path")
+    revision = values.get("revision")
     if base is None and not (isinstance(name, str) and name):
         raise UsageError(
             f"{folder}: does not say which base it was trained on", "name --base-model"

@@ -20,6 +20,8 @@ from peftcli.merge.skeleton import skeleton
 from peftcli.merge.source import AdapterSource
 from peftcli.merge.tensors import matching, read_tensors, vocabulary_of
 from peftcli.merge.updates import plain_name, updates_of
+from peftcli.models import LOAD_ERRORS
+from peftcli.untrusted import check_patterns
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,10 @@ def _config(source: AdapterSource) -> tuple[set[str], PeftConfig]:
         warnings.simplefilter("ignore")
         try:
             config = PeftConfig.from_pretrained(str(source.folder))
-        except (ValueError, TypeError, KeyError, OSError) as error:
+        except LOAD_ERRORS as error:
             raise ArtefactError(
-                f"{source.name}: adapter_config.json is not valid: {error}", "restore the file"
+                f"{source.name}: adapter_config.json is not valid: {str(error)[:300]}",
+                "restore the file from where the adapter came from",
             ) from None
     for name in ("init_lora_weights", "init_ia3_weights"):
         if name in vars(config):
@@ -98,11 +101,12 @@ def _unknown(source: AdapterSource, known: set[str]) -> Iterator[str]:
 
 
 def _wrap(source: AdapterSource, base: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    check_patterns(source.name, source.config, [name for name, _ in base.named_modules()])
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return get_peft_model(base, config)
-        except (ValueError, KeyError, RuntimeError, AttributeError, TypeError) as error:
+        except LOAD_ERRORS as error:
             text = " ".join(str(error).split())[:300]
             raise ArtefactError(
                 f"{source.name}: does not belong to this base ({base.config.model_type}): {text}",
@@ -132,5 +136,6 @@ def _check_depth(
 def _method(source: AdapterSource) -> str:
     name = str(source.config["peft_type"]).lower()
     recipe = (source.manifest or {}).get("recipe") or {}
-    own = (recipe.get("method") or {}).get("name")
+    method = recipe.get("method")
+    own = method.get("name") if isinstance(method, dict) else None
     return str(own or ("dora" if source.config.get("use_dora") else name))

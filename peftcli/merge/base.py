@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 from peftcli.bundled import bundled
 from peftcli.errors import ArtefactError, UsageError
 from peftcli.merge.source import HUB_ID, AdapterSource
+from peftcli.untrusted import read_object
 
-INDEX = "model.safetensors.index.json"
 SMALL_FILES = (
     "*.json",
     "*.jinja",
@@ -61,12 +60,7 @@ def find_base(adapter: AdapterSource, wanted: str | None, *, offline: bool, pick
 def read_config(base: Base) -> dict[str, Any]:
     """The base's config.json; raises ArtefactError when it is damaged or already quantised."""
     file = base.folder / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise ArtefactError(f"{file}: damaged", "download it again")
+    config = read_object(file, "download it again")
     quantized = config.get("quantization_config")
     if isinstance(quantized, dict):
         method = str(quantized.get("quant_method", "unknown"))

@@ -13,6 +13,7 @@ import torch
 from peftcli.merge.base import Base
 from peftcli.merge.plan import Plan
 from peftcli.merge.source import AdapterSource
+from peftcli.untrusted import read_object
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt")
 TOKENIZER = (
@@ -40,6 +41,7 @@ def bring_files(base: Base, adapter: AdapterSource, staging: Path) -> None:
             _copy(file, staging)
     for folder in (base.folder, adapter.folder):
         if (folder / GENERATION).is_file():
+            read_object(folder / GENERATION)  # here, where a damaged one still has its place
             _copy(folder / GENERATION, staging)
 
 

@@ -29,14 +29,15 @@ def choose_base(sources: Sequence[AdapterSource], wanted: BaseKind | None) -> Ch
     held = quantization_of(sources[0])
     for other in sources[1:]:
         their = quantization_of(other)
-        if wanted is None and (their is None) != (held is None):
+        if wanted is None and _bits(their) != _bits(held):
             raise UsageError(
-                f"{sources[0].name} and {other.name}: one was trained on 4-bit weights, one not",
+                f"{sources[0].name} was trained on {_bits(held)} weights, {other.name} on "
+                f"{_bits(their)} ones",
                 "say which base to use: --base dequantized or --base original",
             )
     if held is not None:
         if wanted == "original":
-            why = "as asked, although the adapter was trained on 4-bit ones"
+            why = f"as asked, although the adapter was trained on {held.bits} ones"
             return Choice("original", why, held)
         why = f"the adapter was trained on {held.kind} weights, so it belongs to those"
         return Choice("dequantized", why, held)
@@ -51,3 +52,7 @@ def choose_base(sources: Sequence[AdapterSource], wanted: BaseKind | None) -> Ch
     if sources[0].manifest is None:
         return Choice("original", "nothing says that the adapter was trained on 4-bit ones", None)
     return Choice("original", "the adapter was trained on them", None)
+
+
+def _bits(held: Quantization | None) -> str:
+    return "16-bit" if held is None else held.bits

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from peftcli import __version__
 from peftcli.errors import ResourceError
+from peftcli.estimate.merging import comparing_bytes
 from peftcli.fingerprint import fingerprint
 from peftcli.merge.bring import bring_files, complete_stops, write_config
 from peftcli.merge.card import model_card
@@ -118,7 +119,7 @@ def _why_not(prepared: Prepared, options: MergeOptions) -> str | None:
         return "PEFT does not serve several adapters of these kinds at once"
     if prepared.weights[0] != 1 and kinds != {"LORA"}:
         return "PEFT has no weight for adapters of this kind"
-    needed = prepared.parameters * 4 * 1.25 + (1 << 30)
+    needed = comparing_bytes(prepared.parameters)
     free = free_memory(prepared.arithmetic.device)
     if needed <= free:
         return None

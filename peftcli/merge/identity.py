@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,17 +10,15 @@ from peftcli.errors import ArtefactError, UsageError
 from peftcli.fingerprint import check_same_base
 from peftcli.merge.base import Base
 from peftcli.merge.source import MERGE_REPORT, AdapterSource
+from peftcli.untrusted import read_object
 
 
 def check_belongs(adapter: AdapterSource, base: Base) -> None:
     """Raise ArtefactError for another base than the adapter's, or one that holds it already."""
     report = base.folder / MERGE_REPORT
     if report.is_file():
-        try:
-            inside = json.loads(report.read_text(encoding="utf-8"))["adapter_sha256"]
-        except (ValueError, KeyError, TypeError):
-            inside = []
-        if adapter_digest(adapter.folder) in inside:
+        inside = read_object(report).get("adapter_sha256")
+        if isinstance(inside, list) and adapter_digest(adapter.folder) in inside:
             raise ArtefactError(
                 f"{base.folder}: this adapter is merged into it already",
                 "name the original base with --base-model",

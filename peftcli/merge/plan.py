@@ -35,7 +35,7 @@ class Item:
     shape: tuple[int, ...]
     dtype: torch.dtype
     dequantized: bool = False
-    """Whether the base's values are rounded to 4 bits first."""
+    """Whether the base's values are rounded as the run's were first."""
     transposed: bool = False
     """Whether the 4-bit rounding works on the transposed weight."""
     added: bool = False

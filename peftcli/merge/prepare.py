@@ -19,12 +19,13 @@ from peftcli.merge.compute import Arithmetic
 from peftcli.merge.identity import check_belongs
 from peftcli.merge.options import MergeOptions, WeightedAdapter
 from peftcli.merge.plan import Changes, Plan, make_plan
-from peftcli.merge.quantized import Quantization, quantized_parameters
+from peftcli.merge.quantized import Quantization
 from peftcli.merge.refuse import check_mergeable
 from peftcli.merge.result import BaseUsed
 from peftcli.merge.skeleton import Place, Unknown, check_shapes, places, skeleton
 from peftcli.merge.source import AdapterSource
-from peftcli.models import DTYPES
+from peftcli.models import DTYPES, LOAD_ERRORS
+from peftcli.untrusted import custom_code
 
 Tell = Callable[[str], None]
 Places = Mapping[str, Place | Unknown | None]
@@ -96,7 +97,7 @@ def prepare(inputs: Inputs, options: MergeOptions, tell: Tell) -> Prepared:
         found,
         _without_base_values(changes, stored, found),
         save_dtype=save_dtype,
-        quantized=quantized_parameters(rounds, config) if rounds else {},
+        quantized=rounds.parameters(config) if rounds else {},
     )
     return Prepared(
         adapters=adapters,
@@ -119,8 +120,11 @@ def load_config(base: Base) -> PreTrainedConfig:
     """The base's configuration; its own Python code is never run."""
     try:
         return AutoConfig.from_pretrained(str(base.folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except LOAD_ERRORS as error:
         text = " ".join(str(error).split())[:200]
+        code = "; ".join(custom_code(base.folder))
+        if code and "custom code" in text:
+            text = f"it needs Python code of its own, which was not run: {code}"
         raise ArtefactError(
             f"base model {base.name}: its configuration does not load: {text}",
             "models that need their own Python code are not merged here",

@@ -1,16 +1,25 @@
-"""The base as a 4-bit run saw it: quantised and expanded again, only where it was quantised."""
+"""The base as a run saw it that held it in few bits: quantised and expanded again, where it was."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from bitsandbytes import functional as bnb
 from bitsandbytes.nn import Linear4bit
-from transformers import BitsAndBytesConfig, PreTrainedConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.quantizers import AutoHfQuantizer
 
+from peftcli import fp8
+from peftcli.errors import ArtefactError
 from peftcli.merge.skeleton import skeleton
 from peftcli.merge.source import AdapterSource
 from peftcli.models import DTYPES
@@ -20,9 +29,30 @@ SCALES_BLOCK = 256  # and that of the scales, under double quantisation
 PART = 1 << 20  # values; a multiple of the block
 
 
+class Quantization(Protocol):
+    """How a run held its base."""
+
+    @property
+    def kind(self) -> str:
+        """nf4, fp4 or fp8."""
+
+    @property
+    def bits(self) -> str:
+        """4-bit or fp8, as an adjective."""
+
+    def round_trip(self, weight: torch.Tensor, *, transposed: bool) -> torch.Tensor:
+        """The weight after quantising and expanding, as the run multiplied with it."""
+
+    def parameters(self, config: PreTrainedConfig) -> dict[str, bool]:
+        """The weights that were quantised, and whether each is stored transposed (Conv1D)."""
+
+    def load(self, folder: Path, device: torch.device, *, pickle: bool) -> PreTrainedModel:
+        """The base as the run computed with it, in float32."""
+
+
 @dataclass(frozen=True)
-class Quantization:
-    """How a base was held in 4 bits."""
+class FourBits:
+    """A base that bitsandbytes held in 4 bits."""
 
     config: BitsAndBytesConfig
     dtype: torch.dtype
@@ -32,6 +62,10 @@ class Quantization:
     def kind(self) -> str:
         """nf4 or fp4."""
         return str(self.config.bnb_4bit_quant_type)
+
+    @property
+    def bits(self) -> str:
+        return "4-bit"
 
     def round_trip(self, weight: torch.Tensor, *, transposed: bool) -> torch.Tensor:
         """The weight after quantising and expanding, in the dtype the run expanded it to.
@@ -61,17 +95,90 @@ class Quantization:
         expanded: torch.Tensor = bnb.dequantize_blockwise(codes, state) + offset
         return expanded.float()
 
+    def parameters(self, config: PreTrainedConfig) -> dict[str, bool]:
+        """transformers' own rule decides, on the model without weights.
+
+        It takes linear modules, except the output head and what the configuration skips.
+        """
+        model = skeleton(config, None)
+        quantizer = AutoHfQuantizer.from_config(copy.deepcopy(self.config), pre_quantized=False)
+        quantizer.preprocess_model(model=model, device_map=None)
+        return {
+            f"{name}.weight": module.source_cls.__name__ == "Conv1D"
+            for name, module in model.named_modules()
+            if isinstance(module, Linear4bit)
+        }
+
+    def load(self, folder: Path, device: torch.device, *, pickle: bool) -> PreTrainedModel:
+        """By bitsandbytes itself, and expanded."""
+        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=self.dtype,
+            quantization_config=self.config,
+            device_map={"": device},
+            use_safetensors=not pickle,
+            trust_remote_code=False,
+        )
+        expanded: PreTrainedModel = base.dequantize().float()
+        return expanded
+
+
+@dataclass(frozen=True)
+class EightBits:
+    """A base that the fused layers held in fp8."""
+
+    dtype: torch.dtype
+    """What the base was loaded in."""
+
+    @property
+    def kind(self) -> str:
+        return "fp8"
+
+    @property
+    def bits(self) -> str:
+        return "fp8"
+
+    def round_trip(self, weight: torch.Tensor, *, transposed: bool) -> torch.Tensor:
+        """Codes times scales in float32; no fused layer has transposed weights."""
+        return fp8.round_trip(weight.to(self.dtype))
+
+    def parameters(self, config: PreTrainedConfig) -> dict[str, bool]:
+        """The linears of the decoder layers."""
+        model = skeleton(config, None)
+        return {f"{name}.weight": False for name, _ in fp8.frozen_linears(model)}
+
+    def load(self, folder: Path, device: torch.device, *, pickle: bool) -> PreTrainedModel:
+        """Loaded as the run did, and rounded in float32."""
+        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=self.dtype,
+            device_map={"": device},
+            use_safetensors=not pickle,
+            trust_remote_code=False,
+        )
+        base = base.float()
+        fp8.round_base(base)
+        return base
+
 
 def quantization_of(source: AdapterSource) -> Quantization | None:
-    """How the run that made this adapter held its base; None when not in 4 bits, or unknown."""
+    """How the run that made this adapter held its base; None when in 16 bits, or unknown."""
     recipe = source.recipe()
     if recipe is None or source.manifest is None:
         return None
-    dtype = str(source.manifest["device"]["dtype"])
+    dtype = str(source.manifest.get("device", {}).get("dtype"))
+    if dtype not in DTYPES:
+        raise ArtefactError(
+            f"{source.name}: run.json does not say in which dtype it ran",
+            "restore run.json, or merge the adapter folder from another place with --base-model",
+        )
+    loaded = DTYPES[recipe.method.weights_dtype(dtype)]
+    if recipe.method.frozen_in_fp8:
+        return EightBits(loaded)
     config = recipe.method.quantization_config(dtype)
     if config is None:
         return None
-    return Quantization(config, DTYPES[recipe.method.weights_dtype(dtype)])
+    return FourBits(config, loaded)
 
 
 def assumed_quantization() -> Quantization:
@@ -79,20 +186,4 @@ def assumed_quantization() -> Quantization:
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
     )
-    return Quantization(config, torch.bfloat16)
-
-
-def quantized_parameters(quantization: Quantization, config: PreTrainedConfig) -> dict[str, bool]:
-    """The weights that were quantised, and whether each is stored transposed (Conv1D).
-
-    transformers' own rule decides, on the model without weights: linear modules, except the output
-    head and what the configuration skips.
-    """
-    model = skeleton(config, None)
-    quantizer = AutoHfQuantizer.from_config(copy.deepcopy(quantization.config), pre_quantized=False)
-    quantizer.preprocess_model(model=model, device_map=None)
-    return {
-        f"{name}.weight": module.source_cls.__name__ == "Conv1D"
-        for name, module in model.named_modules()
-        if isinstance(module, Linear4bit)
-    }
+    return FourBits(config, torch.bfloat16)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peftcli.errors import ArtefactError, UsageError
+from peftcli.errors import UsageError
 from peftcli.merge.source import AdapterSource, find_adapter
+from peftcli.untrusted import check_adapter_config
 
 MERGEABLE = ("LORA", "IA3", "TRAINABLE_TOKENS")
 NON_LINEAR = {
@@ -30,7 +29,6 @@ UNMERGEABLE_VARIANTS = {
     "use_bdlora": "block-diagonal LoRA has a layout of its own",
 }
 REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
-MAX_RANK = 65_536
 
 
 def check_mergeable(source: Path, *, offline: bool = False) -> AdapterSource:
@@ -59,7 +57,7 @@ def check_config(name: str, config: dict[str, Any]) -> None:
             f"{name}: task {task}; causal language models are merged here",
             "merge it with PEFT's merge_and_unload",
         )
-    _check_code(name, config)
+    check_adapter_config(name, config)
     if kind == "LORA":
         _check_lora(name, config)
 
@@ -80,37 +78,6 @@ def _check_lora(name: str, config: dict[str, Any]) -> None:
             "does not belong to the published weights",
             "convert it when saving: save_pretrained(path_initial_model_for_weight_conversion=...)",
         )
-    for key, value, is_rank in _numbers(config):
-        valid = isinstance(value, int | float) and not isinstance(value, bool)
-        if not valid or not math.isfinite(value) or (is_rank and not 0 < value <= MAX_RANK):
-            raise ArtefactError(
-                f"{name}: {key}: {value} in adapter_config.json is no value of a trained adapter",
-                "restore the file from where the adapter came from",
-            )
-
-
-def _numbers(config: dict[str, Any]) -> Iterator[tuple[str, Any, bool]]:
-    """Every rank and alpha, and whether it is a rank."""
-    yield "r", config.get("r"), True
-    yield "lora_alpha", config.get("lora_alpha"), False
-    for key, is_rank in (("rank_pattern", True), ("alpha_pattern", False)):
-        for module, value in (config.get(key) or {}).items():
-            yield f"{key}.{module}", value, is_rank
-
-
-def _check_code(name: str, config: dict[str, Any]) -> None:
-    """Fields that name Python modules, which loaders may import."""
-    library = str((config.get("auto_mapping") or {}).get("parent_library") or "transformers")
-    megatron = str(config.get("megatron_core") or "megatron.core")
-    for key, module, allowed in (
-        ("auto_mapping", library, "transformers"),
-        ("megatron_core", megatron, "megatron.core"),
-    ):
-        if module != allowed and not module.startswith(f"{allowed}."):
-            raise ArtefactError(
-                f"{name}: {key} names the Python module `{module}`, which was not imported",
-                "do not trust this adapter; without that field it may load",
-            )
 
 
 def _instead(kind: str) -> str:

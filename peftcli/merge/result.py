@@ -51,7 +51,7 @@ class Verification:
     bound: float
     """The largest accepted `merged.maximum`."""
     base_gap: Distance | None
-    """After a 4-bit run: the model as trained versus its adapter on the original base."""
+    """After a 4-bit or fp8 run: the model as trained versus its adapter on the original base."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class BaseUsed:
     """dequantized or original."""
     why: str
     quantization: str | None
-    """nf4 or fp4, where the run was trained on a 4-bit base."""
+    """nf4, fp4 or fp8, where the run was trained on such a base."""
     tensors_dequantized: int
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 import warnings
@@ -9,12 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 import transformers
 
 from peftcli.errors import ArtefactError, ResourceError
+from peftcli.estimate.merging import writing_bytes
 from peftcli.merge.bring import has_tokenizer
 from peftcli.merge.compute import single_threaded
-from peftcli.merge.finish import finish
+from peftcli.merge.finish import finish, free_memory
 from peftcli.merge.identity import check_output
 from peftcli.merge.options import MergeOptions, WeightedAdapter
 from peftcli.merge.prepare import Inputs, Prepared, locate, prepare
@@ -50,6 +53,7 @@ def run(source: Path | None, options: MergeOptions, tell: Tell) -> MergeResult:
         tell(f"warning: {text}")
     with _staging(output) as staging:
         _check_space(output, prepared, tell)
+        _check_memory(prepared)
         rounding = write_weights(prepared.plan, staging, prepared.arithmetic, _progress(tell))
         return finish(prepared, options, staging, output, rounding, started, tell)
 
@@ -105,6 +109,21 @@ def _check_space(output: Path, prepared: Prepared, tell: Tell) -> None:
         raise ResourceError(
             f"{output.parent}: {size(needed)} are needed, {size(free)} are free",
             "free some space, or name another disk with --output",
+        )
+
+
+def _check_memory(prepared: Prepared) -> None:
+    """Refuse what the system would end half-way; the adapter is in memory already."""
+    held = (
+        math.prod(item.shape)
+        for item in prepared.plan.items
+        if item.dequantized or any(update.whole for update in item.updates)
+    )
+    needed, free = int(writing_bytes(max(held, default=0))), free_memory(torch.device("cpu"))
+    if needed > free:
+        raise ResourceError(
+            f"merging takes about {size(needed)} of memory, {size(free)} are free",
+            "end other programs, or use a larger machine",
         )
 
 

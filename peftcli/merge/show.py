@@ -62,7 +62,8 @@ def _facts(result: MergeResult) -> list[str]:
     ]
     if base.tensors_dequantized:
         count = base.tensors_dequantized
-        lines.append(f"4 bits      {count} tensors rounded to {base.quantization} first")
+        bits = "8 bits" if base.quantization == "fp8" else "4 bits"
+        lines.append(f"{bits}      {count} tensors rounded to {base.quantization} first")
     if result.untied:
         lines.append("embeddings  untied: embedding and output head differ now")
     if result.vocabulary is not None:
@@ -88,7 +89,8 @@ def _distances(result: MergeResult) -> Table:
     if checked.noise is not None:
         rows.append((f"noise of running in {checked.noise_dtype}", checked.noise))
     if checked.base_gap is not None:
-        rows.append(("4-bit vs original base, same adapter", checked.base_gap))
+        held = "fp8" if result.base.quantization == "fp8" else "4-bit"
+        rows.append((f"{held} vs original base, same adapter", checked.base_gap))
     for name, found in rows:
         table.add_row(
             name,

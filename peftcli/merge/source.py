@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from peftcli.errors import ArtefactError, UsageError
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import RunDir
+from peftcli.untrusted import read_object
 
 CONFIG = "adapter_config.json"
 MERGE_REPORT = "merge.json"
@@ -104,13 +104,7 @@ def _what_it_is(folder: Path) -> str:
 
 
 def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        raise ArtefactError(f"{file}: damaged", "restore it from where the adapter came from")
-    return config
+    return read_object(file, "restore it from where the adapter came from")
 
 
 def _download(name: str, offline: bool) -> Path:

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from peftcli.errors import NumericalError, ResourceError
-from peftcli.merge.base import INDEX
 from peftcli.merge.checkpoint import NAMES
 from peftcli.merge.compute import Arithmetic, Rounding, new_rows, single_threaded
 from peftcli.merge.plan import Item, Plan
+from peftcli.weightfiles import INDEX
 
 COPY_BYTES = 1 << 26
 SYNC_BYTES = 1 << 28

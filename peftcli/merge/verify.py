@@ -34,7 +34,7 @@ class Subject:
     adapters: Sequence[LoadedAdapter]
     weights: Sequence[float]
     quantization: Quantization | None
-    """How the run held its base; None when it was not in 4 bits."""
+    """How the run held its base; None when in 16 bits."""
     dequantized: bool
     """Whether the merge used that base."""
     save_dtype: torch.dtype
@@ -98,7 +98,7 @@ def distance(first: Logits, second: Logits) -> Distance:
 def _base_gap(
     subject: Subject, prompts: Prompts, expected: Logits, tell: Callable[[str], None]
 ) -> Distance | None:
-    """After a 4-bit run: the model as trained versus its adapter on the original base."""
+    """After a 4-bit or fp8 run: the model as trained versus its adapter on the original base."""
     if subject.quantization is None:
         return None
     tell("verifying: how far the other base is")
@@ -110,16 +110,7 @@ def _base_gap(
 
 def _base_and_adapter(subject: Subject, quantization: Quantization | None) -> PreTrainedModel:
     """The adapter on its base by PEFT, unmerged, in float32."""
-    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        str(subject.base.folder),
-        dtype=torch.float32 if quantization is None else quantization.dtype,
-        quantization_config=None if quantization is None else quantization.config,
-        device_map={"": subject.device},
-        use_safetensors=not subject.pickle,
-        trust_remote_code=False,
-    )
-    if quantization is not None:
-        base = base.dequantize().float()
+    base = _base(subject, quantization)
     rows = [adapter.vocabulary for adapter in subject.adapters if adapter.vocabulary]
     if rows:
         base.resize_token_embeddings(max(rows), mean_resizing=False)
@@ -134,6 +125,20 @@ def _base_and_adapter(subject: Subject, quantization: Quantization | None) -> Pr
             if isinstance(module, LoraLayer):
                 module.set_scale(name, weight)
     return model.eval()
+
+
+def _base(subject: Subject, quantization: Quantization | None) -> PreTrainedModel:
+    folder, device = subject.base.folder, subject.device
+    if quantization is not None:
+        return quantization.load(folder, device, pickle=subject.pickle)
+    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        str(folder),
+        dtype=torch.float32,
+        device_map={"": device},
+        use_safetensors=not subject.pickle,
+        trust_remote_code=False,
+    )
+    return base
 
 
 def _logits(model: PreTrainedModel, prompts: Prompts, device: torch.device) -> Logits:

@@ -12,12 +12,14 @@ from pydantic import Field, model_validator
 
 from peftcli.architecture.families import family_of
 from peftcli.methods.base import (
+    Footprint,
     Indices,
     Layers,
     Method,
     Names,
     Quantization,
     QuantizedBase,
+    Thrift,
     bitsandbytes_config,
     layer_problem,
     refuse_conflicts,
@@ -102,6 +104,28 @@ class Adapter(Method, QuantizedBase):
         return layers * len(sites) * each + whole_parameters(
             architecture, self.modules_to_save, self.trainable_token_indices
         )
+
+    def footprint(self, architecture: Architecture) -> Footprint:
+        family = family_of(architecture.model_type)
+        return Footprint(
+            trains_head="lm_head" in self.modules_to_save,
+            bottleneck=self.size(architecture.hidden_size),
+            sites=len(family.adapter_sites(self.placement)) if family else 0,
+            dropout=self.dropout > 0,
+            fusible=self._fusible(),
+            quantization=self.quantization,
+            double_quantization=self.double_quantization,
+        )
+
+    def _fusible(self) -> bool:
+        others = self.dropout > 0 or self.placement == "parallel"
+        return not others and set(self.modules_to_save) <= {"embed_tokens"}
+
+    def thriftier(self) -> list[Thrift]:
+        if self.quantization is not None:
+            return []
+        text = "the base in 4 bits: slightly less exact, a little slower"
+        return [Thrift({"quantization": "nf4"}, text)]
 
     def problems(self, architecture: Architecture) -> list[tuple[tuple[str, ...], str]]:
         family = family_of(architecture.model_type)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import BitsAndBytesConfig
 
-    from peftcli.architecture.config import Architecture
+    from peftcli.architecture.config import Architecture, Linear
 
 Quantization = Literal["nf4", "fp4"]
 ComputeDtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -46,6 +47,37 @@ def refuse_conflicts(found: list[tuple[tuple[str, ...], str]]) -> None:
         raise Conflict(found)
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What a method puts beside and inside a base, as far as memory and time depend on it."""
+
+    trains_base: bool = False
+    trains_head: bool = False
+    targets: tuple[Linear, ...] = ()
+    """Linear modules with a low-rank update."""
+    rank: int = 0
+    bottleneck: int = 0
+    """Width of bottleneck adapters."""
+    sites: int = 0
+    """Bottleneck adapters in each layer."""
+    dropout: bool = False
+    magnitudes: bool = False
+    """Whether the length of each row of a weight is trained too (DoRA)."""
+    quantization: Quantization | Literal["fp8"] | None = None
+    double_quantization: bool = True
+    fusible: bool = False
+    """Whether the fused functions know all that it changes (peftcli/train/fast)."""
+
+
+@dataclass(frozen=True)
+class Thrift:
+    """A change of the recipe's `method` section that needs less memory."""
+
+    keys: dict[str, Any]
+    """Keys below `method` and their new values; with `name`, keys that the other has stay."""
+    consequence: str
+
+
 class Method(Section):
     """A way of tuning; each subclass is one entry of the recipe's `method.name`."""
 
@@ -72,6 +104,11 @@ class Method(Section):
         return None
 
     @property
+    def frozen_in_fp8(self) -> bool:
+        """Whether the fused layers hold the base in fp8; plain layers cannot."""
+        return False
+
+    @property
     def initializes_from_data(self) -> bool:
         """Whether the untrained adapter takes its start from the training rows (EVA)."""
         return False
@@ -83,6 +120,14 @@ class Method(Section):
     def trainable_parameters(self, architecture: Architecture) -> int:
         """The exact number of trained values, without building the model."""
         raise NotImplementedError
+
+    def footprint(self, architecture: Architecture) -> Footprint:
+        """What memory and time depend on, without building the model."""
+        raise NotImplementedError
+
+    def thriftier(self) -> list[Thrift]:
+        """Changes of this method that need less memory, the least costly first."""
+        return []
 
     def problems(self, architecture: Architecture) -> list[tuple[tuple[str, ...], str]]:
         """What cannot work on this architecture, each as (keys below `method`, sentence)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from peftcli.methods.base import Method
+from peftcli.methods.base import Footprint, Method, Thrift
 
 if TYPE_CHECKING:
     from peftcli.architecture.config import Architecture
@@ -29,3 +29,10 @@ class Full(Method):
 
     def trainable_parameters(self, architecture: Architecture) -> int:
         return architecture.parameters()
+
+    def footprint(self, architecture: Architecture) -> Footprint:
+        return Footprint(trains_base=True, trains_head=True)
+
+    def thriftier(self) -> list[Thrift]:
+        text = "trains 16 directions of each weight instead of all of it"
+        return [Thrift({"name": "lora"}, text)]

@@ -5,13 +5,16 @@ Dettmers et al., 2023, arXiv 2305.14314.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from peftcli.methods.base import Quantization, QuantizedBase, bitsandbytes_config
+from peftcli.methods.base import Footprint, Quantization, QuantizedBase, bitsandbytes_config
 from peftcli.methods.lora import LowRank
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig
+
+    from peftcli.architecture.config import Architecture
 
 
 class Qlora(LowRank, QuantizedBase):
@@ -26,3 +29,10 @@ class Qlora(LowRank, QuantizedBase):
 
     def quantization_config(self, dtype: str) -> BitsAndBytesConfig:
         return bitsandbytes_config(self.quantization, self, dtype)
+
+    def footprint(self, architecture: Architecture) -> Footprint:
+        return replace(
+            super().footprint(architecture),
+            quantization=self.quantization,
+            double_quantization=self.double_quantization,
+        )

@@ -52,6 +52,8 @@ def check_architecture(loaded: LoadedRecipe, architecture: Architecture) -> None
     found: list[tuple[Path, str]] = [
         (("method", *keys), text) for keys, text in loaded.recipe.method.problems(architecture)
     ]
+    if loaded.recipe.method.frozen_in_fp8:
+        found += fp8_problems(architecture)
     reason = UNPACKABLE.get(architecture.model_type)
     if loaded.recipe.training.packing is True and reason:
         text = f"{architecture.model_type} models cannot be packed: {reason}; write `false`"
@@ -64,6 +66,18 @@ def check_architecture(loaded: LoadedRecipe, architecture: Architecture) -> None
     if found:
         lines = [f"{loaded.document.place(path)}: {dotted(path)}: {text}" for path, text in found]
         raise RecipeError("\n".join(lines), f"the model is a {architecture.model_type}")
+
+
+def fp8_problems(architecture: Architecture) -> list[tuple[Path, str]]:
+    """Why the base cannot be held in fp8, which the fused layers do."""
+    key = ("method", "quantization")
+    if architecture.model_type not in FUSED:
+        known = ", ".join(sorted(FUSED))
+        return [(key, f"fp8 runs on {known} models; remove it, or write `name: qlora`")]
+    if architecture.quantization is not None:
+        stored = architecture.quantization.method
+        return [(key, f"this checkpoint is stored in {stored}; name the 16-bit one")]
+    return []
 
 
 def longest_row(loaded: LoadedRecipe, architecture: Architecture) -> int:

@@ -18,6 +18,7 @@ Path = tuple[str | int, ...]
 MAX_BYTES = 1_000_000
 MAX_VALUES = 10_000  # after aliases are expanded
 MAX_DEPTH = 32
+MAX_EVENTS = 4 * MAX_VALUES  # before that; reading YAML is slow
 
 
 @dataclass
@@ -72,7 +73,10 @@ def read_document(text: str, name: str) -> Document:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         hint = " (indent with spaces, not tabs)" if "'\\t'" in str(error.problem) else ""
-        raise RecipeError(f"{where}: not YAML: {error.problem}{hint}") from None
+        raise RecipeError(
+            f"{where}: not YAML: {error.problem}{hint}",
+            "mend that place; brackets and quotes must close, and sections indent alike",
+        ) from None
     except yaml.YAMLError as error:  # characters that YAML forbids
         raise RecipeError(f"{name}: not YAML: {str(error).splitlines()[0]}") from None
     except RecursionError:
@@ -121,10 +125,16 @@ def override(document: Document, text: str) -> None:
 
 
 def _refuse_tags(text: str, name: str) -> None:
-    documents = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    documents = depth = 0
+    for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
         mark = event.start_mark
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+        if number > MAX_EVENTS:
+            raise RecipeError(f"{place}: more than {MAX_VALUES:,} values; a recipe is short")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH + 1:
+            raise RecipeError(f"{place}: nested deeper than {MAX_DEPTH} levels")
         if isinstance(event, yaml.DocumentStartEvent):
             documents += 1
             if documents > 1:
@@ -152,6 +162,7 @@ class _Builder:
             return self._mapping(node, path, depth)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*path, i), depth + 1) for i, item in enumerate(node.value)]
+        _check_characters(node.value, place)
         return _scalar(node)
 
     def _mapping(self, node: yaml.MappingNode, path: Path, depth: int) -> dict[str, Any]:
@@ -165,6 +176,7 @@ class _Builder:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise RecipeError(f"{place}: a key must be a word")
             key = str(key_node.value)
+            _check_characters(key, place)
             if key in values:
                 self.document.problems.append(
                     f"{place}: {dotted((*path, key))}: written twice in the same section; "
@@ -187,6 +199,15 @@ class _Builder:
     def _place(self, node: yaml.Node) -> str:
         mark = node.start_mark
         return f"{self.document.name}:{mark.line + 1}:{mark.column + 1}"
+
+
+def _check_characters(text: str, place: str) -> None:
+    """Escapes can write halves of characters, which no file can hold."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise RecipeError(
+            f"{place}: holds half of a surrogate pair (\\ud800 to \\udfff)",
+            "write the character itself",
+        )
 
 
 def _scalar(node: yaml.Node) -> Any:

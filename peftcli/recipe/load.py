@@ -12,11 +12,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from peftcli.errors import RecipeError
-from peftcli.recipe.document import Document, Path, override, read_document
+from peftcli.privacy import holds_secret, secrets
+from peftcli.recipe.document import MAX_BYTES, Document, Path, dotted, override, read_document
 from peftcli.recipe.problems import problem_lines, problems_of, without
 from peftcli.recipe.schema import Recipe
 
 ROUNDS = 6  # keys, rules within sections, rules between them; each may uncover the next
+SECRET_KEYS = (
+    *("token", "hub_token", "hf_token", "auth_token", "access_token", "use_auth_token"),
+    *("api_key", "wandb_api_key", "password", "secret"),
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ def load_recipe(path: FilePath, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
 def validate(document: Document) -> LoadedRecipe:
     """The document as a recipe; raises RecipeError with one line for each problem."""
+    _refuse_secrets(document)
     problems: dict[Path, str] = {}
     values = document.values
     for _ in range(ROUNDS):
@@ -106,6 +112,40 @@ def leaves(values: BaseModel | dict[str, Any]) -> list[tuple[Path, Any]]:
     return found
 
 
+def _refuse_secrets(document: Document) -> None:
+    """Recipes are copied into manifests and model cards, so no token may stand in one."""
+    known = secrets()
+    found = [
+        f"{_without_value(document.place(path))}: {dotted(path)}: this is a token or a password"
+        for path, value in _every(document.values, ())
+        if value is not None and (holds_secret(str(value), known) or _names_secret(path))
+    ]
+    if found:
+        raise RecipeError(
+            "\n".join(found),
+            "remove it; tokens come from the environment (HF_TOKEN, WANDB_API_KEY) or "
+            "`hf auth login`. If the file was shared, revoke it",
+        )
+
+
+def _names_secret(path: Path) -> bool:
+    own = str(path[-1]).lower()
+    return own in SECRET_KEYS
+
+
+def _without_value(place: str) -> str:
+    return place.partition("=")[0]
+
+
+def _every(value: Any, path: Path) -> list[tuple[Path, Any]]:
+    """Every scalar with its path."""
+    if isinstance(value, dict):
+        return [found for key, item in value.items() for found in _every(item, (*path, key))]
+    if isinstance(value, list):
+        return [found for i, item in enumerate(value) for found in _every(item, (*path, i))]
+    return [(path, value)]
+
+
 def _refusal(document: Document, lines: list[str]) -> RecipeError:
     lines = [*document.problems, *lines]
     count = f"{len(lines)} problems" if len(lines) > 1 else "1 problem"
@@ -116,7 +156,8 @@ def _refusal(document: Document, lines: list[str]) -> RecipeError:
 
 def _text(path: FilePath) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as stream:  # a recipe can be a device that never ends
+            return stream.read(MAX_BYTES + 1).decode("utf-8-sig")
     except FileNotFoundError:
         raise RecipeError(
             f"{path}: no such recipe", "write one, or list the gallery: peftcli recipes ls"
@@ -124,6 +165,10 @@ def _text(path: FilePath) -> str:
     except IsADirectoryError:
         raise RecipeError(f"{path}: a folder, not a recipe", "name the YAML file in it") from None
     except UnicodeDecodeError as error:
+        if len(error.object) > MAX_BYTES:
+            raise RecipeError(
+                f"{path}: larger than {MAX_BYTES:,} bytes; a recipe is a short file"
+            ) from None
         raise RecipeError(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None

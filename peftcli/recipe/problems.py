@@ -135,7 +135,7 @@ def without(values: Any, paths: Iterable[Path]) -> Any:
     So the rest of a recipe can be judged although something in it is wrong.
     """
     rest = copy.deepcopy(values)
-    for path in paths:
+    for path in filter(None, paths):
         inner = rest
         for part in path[:-1]:
             inside = isinstance(inner, dict) and part in inner

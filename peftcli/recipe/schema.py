@@ -214,8 +214,12 @@ class Training(Section):
     """Use at most this much of the GPU, where others work on it too; all when absent."""
     report_to: Annotated[tuple[Tracker, ...], Strict(False)] = ()
     """Experiment trackers that also receive the metrics."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """Whether a loss or gradient that is not finite, or exploded, stops the run or its step."""
     max_nonfinite_steps: int = Field(3, ge=1)
-    """Stop after this many steps in a row whose loss or gradient is not finite."""
+    """With `skip`, stop after this many steps in a row whose loss or gradient is not finite."""
+    on_oom: Literal["stop", "shrink"] = "stop"
+    """Out of memory: stop, or go on from the last step with half the rows at a time."""
 
     @field_validator("micro_batch_size")
     @classmethod
@@ -335,8 +339,27 @@ class Recipe(Section):
         if gates and gates.max_merge_drift is not None and not self.method.mergeable:
             text = f"nothing is merged after `{self.method.name}`; remove it"
             found.append((("evaluation", "gates", "max_merge_drift"), text))
-        refuse_conflicts(found)
+        refuse_conflicts([*found, *self._against_fp8()])
         return self
+
+    def _against_fp8(self) -> list[tuple[tuple[str, ...], str]]:
+        """Keys that keep the fused layers away, where the base is to be in fp8."""
+        if not self.method.frozen_in_fp8:
+            return []
+        needs = "`method.quantization: fp8` needs"
+        found = {
+            ("training", "kernels"): (self.training.kernels == "plain", "`auto`"),
+            ("training", "neftune_noise_alpha"): (
+                self.training.neftune_noise_alpha is not None,
+                "it absent",
+            ),
+            ("model", "attention"): (self.model.attention != "auto", "`auto`"),
+            ("model", "dtype"): (
+                self.model.dtype in ("float16", "float32"),
+                "`auto` or `bfloat16`",
+            ),
+        }
+        return [(key, f"{needs} {what}") for key, (clash, what) in found.items() if clash]
 
     @property
     def learning_rate(self) -> float:

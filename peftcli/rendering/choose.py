@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase  # noqa: TID253 - this file is 
 
 from peftcli.errors import ArtefactError, DataError
 from peftcli.rendering.probe import Turns, probe
-from peftcli.rendering.sandbox import time_limit
+from peftcli.rendering.sandbox import PROBE_SECONDS, time_limit
 from peftcli.rendering.template import ChatTemplate, TemplateSource
 
 NAMED = ("plain", "chatml")
@@ -51,7 +51,7 @@ def learn_turns(
     tokenizer: PreTrainedTokenizerBase, template: TemplateSource
 ) -> tuple[Turns, tuple[int, ...]]:
     """How answers open and close, and the ids of the tokens that end a generation."""
-    with time_limit():
+    with time_limit(PROBE_SECONDS):
         turns = probe(ChatTemplate(template), added_tokens(tokenizer, template))
     stops = []
     for text in turns.stops:
@@ -102,7 +102,8 @@ def _file(name: str, base_dir: Path) -> str:
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise DataError(
-            f"data.chat_template: {name} cannot be read: {error}",
+            f"data.chat_template: {name} cannot be read: {reason}",
             f"write one of {', '.join(NAMED)}, or the path of a .jinja file",
         ) from None

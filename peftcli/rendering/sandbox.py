@@ -1,39 +1,42 @@
-"""Jinja's sandbox for chat templates, with limits on time, loops and repeated text."""
+"""Jinja's sandbox for chat templates, with limits on time, loops and all text that is made."""
 
 from __future__ import annotations
 
 import json
-import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import wraps
 from types import FrameType
 from typing import Any
 
 from jinja2 import nodes  # noqa: TID253 - this file is heavy
+from jinja2.compiler import CodeGenerator, Frame  # noqa: TID253
 from jinja2.exceptions import SecurityError, TemplateRuntimeError  # noqa: TID253
 from jinja2.ext import Extension  # noqa: TID253
-from jinja2.filters import do_indent  # noqa: TID253
+from jinja2.filters import do_indent, do_sum, make_attrgetter  # noqa: TID253
 from jinja2.parser import Parser  # noqa: TID253
 from jinja2.runtime import Macro  # noqa: TID253
 from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: TID253
-from jinja2.utils import Namespace  # noqa: TID253
+from jinja2.utils import Namespace, pass_environment  # noqa: TID253
+
+from peftcli.errors import ArtefactError
+from peftcli.rendering.budget import MAX_STEPS, Budget, TooMuch, check_operation, weight
 
 CPU_SECONDS = 60.0
-MAX_STEPS = 1_000_000
-WIDE = re.compile(r"\d{5}|\*")
+PROBE_SECONDS = 10.0  # a few short conversations, which take milliseconds
+MAX_INDENT = 32
 # Of no use to a chat template, and a way to fill the memory or to differ from run to run.
-UNUSED = ("lipsum", "cycler", "joiner", "batch", "slice", "random")
+UNUSED = (
+    *("lipsum", "cycler", "joiner", "batch", "slice", "random"),
+    *("wordwrap", "urlize", "xmlattr", "pprint"),
+)
 # The date Llama 3 itself falls back to.
 DATE = datetime(2024, 7, 26)
 # Unicode noncharacters: they occur in no text, so they can mark places in it.
 OPEN, CLOSE, MARK = "\ufdd0", "\ufdd1", "\ufdd2"
-
-
-class TooMuch(Exception):
-    """A template ran too long or makes too much."""
 
 
 class Generation(Extension):
@@ -51,18 +54,53 @@ class Generation(Extension):
         return f"{OPEN}{caller()}{CLOSE}"
 
 
-class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox, which also counts loop steps and bounds repeated and padded text."""
+class _Generator(CodeGenerator):
+    """Python code in which joining and cutting texts can be counted."""
 
-    intercepted_binops = frozenset(["*", "**", "%"])
-    steps = 0
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("environment.joined((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
+        if not isinstance(node.arg, nodes.Slice):
+            super().visit_Getitem(node, frame)
+            return
+        self.write("environment.part(")
+        self.visit(node.node, frame)
+        self.write(", slice(")
+        for bound in (node.arg.start, node.arg.stop, node.arg.step):
+            if bound is None:
+                self.write("None")
+            else:
+                self.visit(bound, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, which also counts loop steps and the size of every text and list."""
+
+    intercepted_binops = frozenset(["*", "**", "%", "+"])
+    code_generator_class = _Generator
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.filters["tojson"] = _to_json
-        self.filters["center"] = _center
-        self.filters["format"] = _format
-        self.filters["indent"] = _indent
+        self.budget = Budget()
+        super().__init__(finalize=self._shown, **options)
+        self.concat = self.joined  # type: ignore[method-assign]
+        self.filters = {name: self._counted(function) for name, function in self.filters.items()}
+        self.filters |= {
+            "tojson": self._to_json,
+            "center": self._center,
+            "format": self._format,
+            "indent": self._indent,
+            "replace": self._replace,
+            "join": pass_environment(_join),
+            "string": lambda value: self.budget.text(value),
+            "sum": pass_environment(_sum),
+        }
         self.globals |= {
             "raise_exception": _raise,
             "strftime_now": DATE.strftime,
@@ -74,36 +112,100 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self.globals.pop(name, None)
             self.filters.pop(name, None)
 
+    def joined(self, values: Iterable[Any]) -> str:
+        """Parts as one text, for `~`, macros and blocks."""
+        return self.budget.joined(values)
+
+    def part(self, value: Any, cut: slice) -> Any:
+        """A slice of a text or list."""
+        return self.budget.kept(value[cut])
+
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(arg, int) and abs(arg) > MAX_STEPS for arg in args):
+        values = [*args, *kwargs.values()]
+        if any(isinstance(value, int) and abs(value) > MAX_STEPS for value in values):
             raise TooMuch("it pads text")
-        return super().call(__context, __obj, *args, **kwargs)
+        owner = getattr(__obj, "__self__", None)
+        if not isinstance(owner, str):
+            return super().call(__context, __obj, *args, **kwargs)
+        method = str(getattr(__obj, "__name__", ""))
+        if method == "join" and len(args) == 1:
+            return __self.budget.joined(_texts(args[0]), owner)
+        __self.budget.called(owner, method, values)
+        return __self.budget.kept(super().call(__context, __obj, *args, **kwargs))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         wrapped = super().wrap_str_format(value)
-        if wrapped is not None:
-            _narrow(value.__self__)
-        return wrapped
+        if wrapped is None:
+            return None
+        form = str(value.__self__)
+
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            self.budget.formatted(form, [*args, *kwargs.values()])
+            return wrapped(*args, **kwargs)
+
+        return bounded
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        pair = (left, right)
         if operator == "%" and isinstance(left, str):
-            _narrow(left)
-        if any(isinstance(side, str | list | tuple) for side in pair):
-            size = max(len(side) for side in pair if isinstance(side, str | list | tuple))
-            times = max((side for side in pair if isinstance(side, int)), default=1)
-            if size * times > MAX_STEPS:
-                raise TooMuch("it repeats text too often")
-        if operator == "**" and any(abs(side) > 1000 for side in pair):
-            raise TooMuch("it raises to a power")
+            self.budget.formatted(left, [right])
+        else:
+            self.budget.spend(check_operation(operator, left, right))
         return super().call_binop(context, operator, left, right)
+
+    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            return self.budget.kept(function(*args, **kwargs))
+
+        return counted
+
+    def _shown(self, value: Any) -> Any:
+        return value if isinstance(value, str) else self.budget.text(value)
 
     def _range(self, *bounds: int) -> range:
         numbers = range(*bounds)
-        self.steps += len(numbers)
-        if self.steps > MAX_STEPS:
-            raise TooMuch(f"more than {MAX_STEPS} loop steps")
+        self.budget.step(len(numbers))
         return numbers
+
+    def _to_json(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | str | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        # Jinja's own filter escapes HTML, which models were not trained on.
+        wide = indent > MAX_INDENT if isinstance(indent, int) else len(indent or "") > MAX_INDENT
+        if wide or weight(separators) > MAX_INDENT * 2:
+            raise TooMuch("it pads text")
+        self.budget.spend(weight(value))
+        text = json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+        self.budget.spend(len(text))
+        return text
+
+    def _format(self, form: str, *values: Any) -> str:
+        self.budget.formatted(str(form), values)
+        return form % values
+
+    def _center(self, text: str, width: int = 80) -> str:
+        self.budget.spend(int(width))
+        return text.center(int(width))
+
+    def _indent(self, text: str, width: int = 4, first: bool = False, blank: bool = False) -> str:
+        self.budget.spend(len(text) + int(width) * (text.count("\n") + 1))
+        return do_indent(text, int(width), first, blank)
+
+    def _replace(self, text: Any, old: Any, new: Any, count: int | None = None) -> str:
+        whole, before, after = map(self.budget.text, (text, old, new))
+        self.budget.called(whole, "replace", [before, after])
+        return whole.replace(before, after, -1 if count is None else count)
 
 
 class _Namespace(Namespace):
@@ -115,63 +217,64 @@ class _Namespace(Namespace):
         super().__setitem__(name, value)
 
 
+def _join(
+    environment: Sandbox, value: Iterable[Any], d: str = "", attribute: str | int | None = None
+) -> str:
+    if attribute is not None:
+        value = map(make_attrgetter(environment, attribute), value)
+    return environment.budget.joined(value, str(d))
+
+
+def _sum(
+    environment: Sandbox,
+    iterable: Iterable[Any],
+    attribute: str | int | None = None,
+    start: float = 0,
+) -> Any:
+    if not isinstance(start, int | float):
+        raise TooMuch("it adds up lists")
+    return do_sum(environment, iterable, attribute, start)
+
+
+def _texts(values: Iterable[Any]) -> Iterator[str]:
+    """What `str.join` accepts."""
+    for index, value in enumerate(values):
+        if not isinstance(value, str):
+            raise TypeError(f"sequence item {index}: expected str instance")
+        yield value
+
+
 def _new_dict(*args: Any, **entries: Any) -> dict[Any, Any]:
     return dict(*args, **entries)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes HTML, which models were not trained on.
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _narrow(form: str) -> str:
-    """A format without a width that would fill the memory."""
-    if WIDE.search(form):
-        raise TooMuch("it pads text")
-    return form
-
-
-def _format(form: str, *values: Any) -> str:
-    return _narrow(form) % values
-
-
-def _center(text: str, width: int = 80) -> str:
-    return text.center(int(_narrow(str(width))))
-
-
-def _indent(text: str, width: int = 4, first: bool = False, blank: bool = False) -> str:
-    return do_indent(text, int(_narrow(str(width))), first, blank)
 
 
 def _raise(message: str) -> None:
     raise TemplateRuntimeError(message)
 
 
-def _too_slow(signum: int, frame: FrameType | None) -> None:
-    raise TooMuch(f"it ran for more than {CPU_SECONDS:g} seconds")
-
-
 @contextmanager
-def time_limit() -> Iterator[None]:
+def time_limit(seconds: float | None = None) -> Iterator[None]:
     """Stop templates that run for CPU_SECONDS, which is ample for thousands of rows.
 
     Signals reach the main thread only, so in other threads only the text and the loops are bounded.
     """
+    limit = CPU_SECONDS if seconds is None else min(seconds, CPU_SECONDS)
+
+    def too_slow(signum: int, frame: FrameType | None) -> None:
+        raise TooMuch(f"it ran for more than {limit:g} seconds")
+
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGVTALRM, _too_slow)
-    signal.setitimer(signal.ITIMER_VIRTUAL, CPU_SECONDS)
+    before = signal.signal(signal.SIGVTALRM, too_slow)
+    signal.setitimer(signal.ITIMER_VIRTUAL, limit, 1.0)  # again, in case something swallowed it
     try:
         yield
+    except TooMuch as error:  # outside of a template, where its rows are tokenised
+        raise ArtefactError(
+            f"the rows were not prepared: {error}",
+            "do not use a template or a tokenizer that you do not trust",
+        ) from None
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(signal.SIGVTALRM, before)

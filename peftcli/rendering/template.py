@@ -15,9 +15,11 @@ from jinja2 import TemplateError  # noqa: TID253 - this file is heavy
 from jinja2.exceptions import SecurityError  # noqa: TID253
 
 from peftcli.errors import ArtefactError
-from peftcli.rendering.sandbox import Generation, Sandbox, TooMuch
+from peftcli.rendering.budget import Budget, TooMuch
+from peftcli.rendering.sandbox import Generation, Sandbox
 
-MAX_TEXT = 256 << 20
+MAX_TEXT = 64 << 20
+MAX_TEMPLATE = 1 << 20
 
 
 class RenderError(Exception):
@@ -38,6 +40,12 @@ class ChatTemplate:
 
     def __init__(self, source: TemplateSource) -> None:
         self.source = source
+        if len(source.text) > MAX_TEMPLATE:
+            raise ArtefactError(
+                f"the chat template ({source.origin}) has {len(source.text):,} characters, above "
+                f"{MAX_TEMPLATE:,}",
+                "name another with `data.chat_template`",
+            )
         self.environment = Sandbox(
             trim_blocks=True,
             lstrip_blocks=True,
@@ -45,9 +53,9 @@ class ChatTemplate:
         )
         try:
             self.compiled = self.environment.from_string(source.text)
-        except (TemplateError, RecursionError) as error:
+        except (TemplateError, RecursionError, SyntaxError, ValueError, MemoryError) as error:
             raise ArtefactError(
-                f"the chat template ({source.origin}) does not compile: {error}",
+                f"the chat template ({source.origin}) does not compile: {_reason(error)}",
                 "name another with `data.chat_template`",
             ) from None
 
@@ -70,20 +78,20 @@ class ChatTemplate:
             "documents": None,
             "add_generation_prompt": prompt,
         }
-        self.environment.steps = 0
+        self.environment.budget = Budget()
         try:
             return self._text(values)
         except (SecurityError, TooMuch) as error:
             raise ArtefactError(
                 f"the chat template ({self.source.origin}) was stopped: {error}",
-                "do not use a template or a tokenizer that you do not trust",
+                "do not trust it; `data.chat_template: plain` names another",
             ) from None
         except RecursionError:
             raise RenderError("the template nests too deeply") from None
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
-            raise RenderError(str(error) or type(error).__name__) from None
-        except (IndexError, ZeroDivisionError, OverflowError, MemoryError) as error:
-            raise RenderError(str(error) or type(error).__name__) from None
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise RenderError(_reason(error)) from None
+        except (ArithmeticError, MemoryError, StopIteration) as error:
+            raise RenderError(_reason(error)) from None
 
     def _text(self, values: Mapping[str, Any]) -> str:
         pieces, size = [], 0
@@ -93,3 +101,7 @@ class ChatTemplate:
             if size > MAX_TEXT:
                 raise TooMuch(f"more than {MAX_TEXT >> 20} million characters of text")
         return "".join(pieces)
+
+
+def _reason(error: BaseException) -> str:
+    return str(error)[:300] or type(error).__name__

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from peft import PeftModel, initialize_lora_eva_weights
 from torch.utils.data import DataLoader
 from transformers import (
-    EarlyStoppingCallback,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
     set_seed,
 )
 
-from peftcli.models import load_base, wrap
-from peftcli.recipe.schema import Recipe
+from peftcli.models import Device, load_base, wrap
+from peftcli.recipe.schema import Model, Recipe
 from peftcli.run_dir import RunDir
 from peftcli.train import attention
 from peftcli.train.batches import Batches, padded
 from peftcli.train.config import sft_config
+from peftcli.train.health import Health
 from peftcli.train.interruption import Interruption
 from peftcli.train.kernels import fast_model
 from peftcli.train.monitor import Monitor
+from peftcli.train.patience import Patience
 from peftcli.train.setting import Setting
 from peftcli.train.trainer import RecipeTrainer
 
+LoadBase = Callable[[Model, Device, BitsAndBytesConfig | None, str | None], PreTrainedModel]
+"""What `load_base` does; measuring memory needs no real weights and brings its own."""
 
-def load_model(recipe: Recipe, setting: Setting) -> PreTrainedModel | PeftModel:
+
+def load_model(
+    recipe: Recipe, setting: Setting, load: LoadBase = load_base
+) -> PreTrainedModel | PeftModel:
     """The base on its device, with the recipe's untrained adapter around it."""
     set_seed(recipe.seed)
     limit = recipe.training.memory_limit_gib
@@ -37,11 +45,11 @@ def load_model(recipe: Recipe, setting: Setting) -> PreTrainedModel | PeftModel:
     method = recipe.method
     weights = replace(setting.device, dtype=method.weights_dtype(setting.device.dtype))
     attention.register()
-    base = load_base(
+    base = load(
         recipe.model,
         weights,
         method.quantization_config(setting.device.dtype),
-        attention=attention.NAME if setting.varlen else None,
+        attention.NAME if setting.varlen else None,
     )
     config = method.peft_config(setting.architecture)
     if config is None:
@@ -62,13 +70,14 @@ def build_trainer(
     model: PreTrainedModel | PeftModel,
     monitor: Monitor,
     interruption: Interruption,
+    health: Health,
 ) -> RecipeTrainer:
     """The trainer of this run; trained parameters are float32 whatever the base is."""
     callbacks: list[TrainerCallback] = [monitor, interruption]
     patience = recipe.evaluation.early_stopping
     if patience is not None:
         threshold = recipe.evaluation.early_stopping_threshold
-        callbacks.append(EarlyStoppingCallback(patience, threshold))
+        callbacks.append(Patience(patience, threshold))
     packed_by_mask = setting.plan.packing and not setting.varlen
     batches = Batches(
         setting.tokenizer.pad_token_id,
@@ -79,7 +88,8 @@ def build_trainer(
     )
     fast, kernels = None, "plain layers"
     if setting.varlen and recipe.training.kernels == "auto":
-        fast, kernels = fast_model(model, setting.plan.checkpointing)
+        fp8 = recipe.method.frozen_in_fp8
+        fast, kernels = fast_model(model, setting.plan.checkpointing, fp8=fp8)
     plan = setting.plan
     if fast is not None:  # fused layers recompute themselves; twice would be once too often
         plan = replace(plan, checkpointing=False)
@@ -97,6 +107,7 @@ def build_trainer(
         keep_checkpoints=recipe.training.keep_checkpoints,
         check_interruption=interruption.check,
         batches=batches,
+        health=health,
         eval_batches=replace(batches, micro_batch_size=eval_rows),
     )
     trainer.remove_callback(PrinterCallback)

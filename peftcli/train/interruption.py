@@ -4,29 +4,38 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from types import FrameType
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from peftcli.events import Listener, Note
+from peftcli.train import rng
+
+SHOW_CURSOR = b"\x1b[?25h\n"  # a progress bar hides it
 
 
 class Interruption(TrainerCallback):  # type: ignore[misc]
-    """SIGINT and SIGTERM: finish the step, save, stop; a second one ends the process at once.
+    """A signal to stop: finish the step, save, stop; a second one ends the process at once.
 
     Outside the steps, where there is nothing to save, the first one raises KeyboardInterrupt.
     """
 
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
     def __init__(self, tell: Listener) -> None:
         self.tell = tell
         self.received: str | None = None
+        self.before_evaluation: rng.RandomState | None = None
+        """Random numbers as they were before the last evaluation began."""
         self._stepping = self._unannounced = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._receive)
+        for number in self.SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -35,6 +44,8 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if sys.stderr.isatty():
+                os.write(2, SHOW_CURSOR)
             os._exit(75)  # the newest complete checkpoint is safe: it was renamed into place
         self.received = signal.Signals(number).name
         if not self._stepping:
@@ -71,7 +82,26 @@ class Interruption(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if self._unannounced:
             self._announce()
+        # An evaluation that is due raises at its first batch, and a resume makes up for it.
         if self.received is not None:
             control.should_save = True
-            control.should_evaluate = False
             control.should_training_stop = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        if control.should_evaluate:
+            self.before_evaluation = rng.capture()
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        self._stepping = False

@@ -61,6 +61,7 @@ def describe(
         "parameters": total,
         "seed": recipe.seed,
         "deterministic": device.kind == "cpu",
+        "threads": torch.get_num_threads(),
         "versions": versions(),
         "git": git_state(),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import resource
 import sys
 import time
@@ -13,7 +14,10 @@ from typing import Any, TextIO
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peftcli.events import Evaluated, Listener, Saved, Step
+from peftcli.events import Evaluated, Listener, Saved, Step, Warned
+from peftcli.records import metrics_line
+from peftcli.run_dir import write_atomic
+from peftcli.train.health import Health
 
 GIB = 2**30
 
@@ -22,22 +26,22 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
     """Turns what the trainer logs into events and lines of metrics.jsonl."""
 
     def __init__(
-        self, metrics: Path, tell: Listener, tokens_per_step: float, max_nonfinite: int
+        self, metrics: Path, tell: Listener, tokens_per_step: float, health: Health
     ) -> None:
         self.metrics = metrics
         self.tell = tell
         self.tokens_per_step = tokens_per_step
-        self.max_nonfinite = max_nonfinite
-        self.nonfinite = 0
-        self.failure: str | None = None
+        self.health = health
         self.best_loss: float | None = None
         self.losses: list[tuple[int, float]] = []
         self.eval_losses: list[tuple[int, float]] = []
         self._stream: TextIO | None = None
         self._started = 0.0
-        self._step_began = 0.0
+        self._since: float | None = None
+        """Since when time counts as spent on steps; None during evaluations and checkpoints."""
         self._in_steps = 0.0
         self._first_step = 0
+        self._seconds_before = 0.0
 
     def on_train_begin(
         self,
@@ -47,11 +51,10 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         kept = kept_lines(self.metrics, state.global_step)
-        self.metrics.write_text("".join(kept), encoding="utf-8")
+        write_atomic(self.metrics, "".join(kept))
         for line in map(json.loads, kept):
-            target = self.eval_losses if "eval_loss" in line else self.losses
-            target.append((line["step"], line.get("eval_loss", line.get("loss"))))
-        self.best_loss = min((loss for _, loss in self.eval_losses), default=None)
+            self._remember(line)
+        self.health.told()  # they were told before
         self._stream = self.metrics.open("a", encoding="utf-8")
         self._started = time.perf_counter()
         self._first_step = state.global_step
@@ -63,7 +66,8 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        self._step_began = time.perf_counter()
+        if self._since is None:
+            self._since = time.perf_counter()
 
     def on_log(
         self,
@@ -76,8 +80,10 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         if logs is None or "loss" not in logs:
             return
         seconds = self.seconds()
-        # The loss was just read, so the GPU is done; evaluations and checkpoints do not count.
-        self._in_steps += time.perf_counter() - self._step_began
+        # The loss was just read, so the GPU is done with this step.
+        if self._since is not None:
+            now = time.perf_counter()
+            self._in_steps, self._since = self._in_steps + now - self._since, now
         done = max(1, state.global_step - self._first_step)
         step = Step(
             step=state.global_step,
@@ -90,7 +96,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             memory_gib=peak_memory_gib(),
             remaining_seconds=seconds / done * (state.max_steps - state.global_step),
         )
-        self._watch(step, control)
+        self._watch(control)
         self.losses.append((step.step, step.loss))
         line = {
             "step": step.step,
@@ -100,9 +106,9 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             "grad_norm": step.grad_norm,
             "tokens_per_second": round(step.tokens_per_second, 1),
             "memory_gib": round(step.memory_gib, 3),
-            "seconds": round(seconds, 3),
+            "seconds": round(self._seconds_before + seconds, 3),
         }
-        self._write(line)
+        self._write(line, control)
         self.tell(step)
 
     def on_evaluate(
@@ -113,6 +119,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         metrics: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
+        self._since = None
         if not metrics or "eval_loss" not in metrics:
             return
         loss = metrics["eval_loss"]
@@ -120,7 +127,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         if best:
             self.best_loss = loss
         self.eval_losses.append((state.global_step, loss))
-        self._write({"step": state.global_step, "eval_loss": loss})
+        self._write({"step": state.global_step, "eval_loss": loss}, control)
         self.tell(Evaluated(state.global_step, loss, math.exp(min(loss, 700.0)), best))
 
     def on_save(
@@ -130,6 +137,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **_: Any,
     ) -> None:
+        self._since = None
         self.tell(
             Saved(state.global_step, Path(args.output_dir) / f"checkpoint-{state.global_step}")
         )
@@ -141,7 +149,9 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        if state.global_step >= state.max_steps:  # the last step is always looked at and kept
+        if self.health.failure:
+            self._stop(control)
+        elif state.global_step >= state.max_steps:  # the last step is always looked at and kept
             control.should_evaluate = args.do_eval
             control.should_save = True
 
@@ -159,23 +169,42 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             self._stream.close()
             self._stream = None
 
-    def _watch(self, step: Step, control: TrainerControl) -> None:
-        numbers = [step.loss] + ([] if step.grad_norm is None else [step.grad_norm])
-        self.nonfinite = 0 if all(map(math.isfinite, numbers)) else self.nonfinite + 1
-        if self.nonfinite >= self.max_nonfinite:
-            self.failure = (
-                f"loss {step.loss} and gradient norm {step.grad_norm} at step {step.step}: not "
-                f"finite for {self.nonfinite} steps in a row"
-            )
-            control.should_training_stop = True
-            control.should_save = False
-            control.should_evaluate = False
+    def _watch(self, control: TrainerControl) -> None:
+        for text in self.health.told():
+            self.tell(Warned(text))
+        if self.health.failure:
+            self._stop(control)
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _stop(self, control: TrainerControl) -> None:
+        control.should_training_stop = True
+        control.should_save = False
+        control.should_evaluate = False
+
+    def _remember(self, line: dict[str, Any]) -> None:
+        """A line of the part of the run that was before a resume."""
+        step, seconds = line["step"], line.get("seconds")
+        if "eval_loss" in line:
+            loss = _number(line["eval_loss"])
+            self.eval_losses.append((step, loss))
+            if self.best_loss is None or loss < self.best_loss:
+                self.best_loss = loss
+            return
+        loss, norm = _number(line["loss"]), _number(line.get("grad_norm"))
+        self.losses.append((step, loss))
+        self.health.admits(step, loss, norm)
+        self._seconds_before = seconds or self._seconds_before
+
+    def _write(self, line: dict[str, Any], control: TrainerControl) -> None:
         if self._stream is not None:
             finite = {key: _finite(value) for key, value in line.items()}
             self._stream.write(json.dumps(finite) + "\n")
             self._stream.flush()
+            if control.should_save:  # a checkpoint must not outlive the lines before it
+                os.fsync(self._stream.fileno())
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _finite(value: Any) -> Any:
@@ -187,14 +216,8 @@ def kept_lines(metrics: Path, step: int) -> list[str]:
     """The whole lines of metrics.jsonl up to `step`; a torn or later line is left out."""
     if not metrics.is_file():
         return []
-    kept = []
-    for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (ValueError, KeyError, TypeError):
-            continue
-    return kept
+    lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return [line for line in lines if (values := metrics_line(line)) and values["step"] <= step]
 
 
 def peak_memory_gib() -> float:

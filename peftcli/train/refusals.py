@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from textwrap import indent
 
 from peftcli.errors import InterruptedRun, NumericalError, ResourceError, UsageError
+from peftcli.estimate.result import Estimate
 from peftcli.events import Listener, Warned
 from peftcli.run_dir import RunDir
 from peftcli.train import checkpoints
 from peftcli.train.monitor import peak_memory_gib
 from peftcli.train.setting import Setting
+from peftcli.train.storage import how_to_go_on
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -26,7 +29,7 @@ def check_trackers(names: Sequence[str]) -> None:
 def refuse_what_cannot_fit(setting: Setting, tell: Listener, *, force: bool) -> None:
     """Raise ResourceError before the weights load when the estimate leaves no hope."""
     estimate = setting.estimate
-    if estimate is None or estimate.verdict != "does not fit":
+    if estimate is None or estimate.holds:
         return
     memory = estimate.memory
     text = (
@@ -36,40 +39,61 @@ def refuse_what_cannot_fit(setting: Setting, tell: Listener, *, force: bool) -> 
     if force:
         tell(Warned(f"--force: {text}"))
         return
-    ways = "; ".join(f"{x.line} (saves {x.saves_gib:.1f} GiB)" for x in estimate.changes)
-    raise ResourceError(text, f"write one of: {ways}; --force tries anyway")
+    raise ResourceError(text, f"{what_to_change(estimate)}; --force tries anyway")
 
 
-def out_of_memory(setting: Setting) -> ResourceError:
-    """The error of a run that did not fit, with the cheapest ways out."""
+def what_to_change(estimate: Estimate) -> str:
+    """The changes that make it fit, or the largest cards where none does; in one line."""
+    single = [f"{x.line} (saves {x.saves_gib:.1f} GiB)" for x in estimate.changes]
+    if any(x.fits for x in estimate.changes):
+        return "write one of: " + "; ".join(single)
+    if estimate.paste:
+        return f"write all of:\n{indent(estimate.paste, '  ')}\n"
+    cards = ", ".join(card.name for card in estimate.other_gpus)
+    return f"no change of the recipe is enough; it fits {cards or 'no single card that we know'}"
+
+
+def out_of_memory(
+    setting: Setting, folder: RunDir, step: int, estimate: Estimate | None
+) -> ResourceError:
+    """The error of a run that did not fit: where memory went, and the cheapest ways out.
+
+    `estimate` is of the plan that ran, with changes; None where no GPU is described.
+    """
     plan, device = setting.plan, setting.device
     longest = setting.prepared.report.train.length_max
-    ways = []
-    if not plan.checkpointing:
-        ways.append("training.checkpointing: full")
+    of = f" of {device.memory_gib:.1f}" if device.memory_gib else ""
+    text = (
+        f"{device.name} ran out of memory at step {step + 1}: peak {peak_memory_gib():.1f}{of} GiB "
+        f"with {plan.micro_batch_size} rows of up to {longest} tokens"
+    )
+    if estimate is not None:
+        parts = sorted(estimate.memory.parts, key=lambda part: -part.gib)
+        shown = ", ".join(f"{part.name} {part.gib:.2f}" for part in parts if part.gib >= 0.01)
+        text += f"\n  estimated, in GiB: {shown}"
+    ways = [f"{x.line} (saves {x.saves_gib:.1f} GiB)" for x in estimate.changes] if estimate else []
     if plan.micro_batch_size > 1:
-        ways.append(f"training.micro_batch_size: {plan.micro_batch_size // 2}")
-    ways.append("data.max_length: half of what it is")
+        ways.append("training.on_oom: shrink (halves the rows at a time by itself)")
+    elif not ways:
+        ways.append(f"data.max_length: {longest // 2}")
     return ResourceError(
-        f"{device.name} ran out of memory: {peak_memory_gib():.1f} of {device.memory_gib:.1f} GiB "
-        f"at {plan.micro_batch_size} rows of up to {longest} tokens",
-        "write one of: " + "; ".join(ways),
+        text,
+        f"write one of: {'; '.join(ways)}; {how_to_go_on(folder)}, --force with it if the plan "
+        "changes",
     )
 
 
 def interrupted(received: str | None, folder: RunDir, steps: int) -> InterruptedRun:
     """The end of a run that a signal stopped and that can go on."""
     saved = max(checkpoints.steps(folder.checkpoints), default=0)
-    return InterruptedRun(
-        f"stopped by {received} after step {saved} of {steps} was saved",
-        "the same command with --resume goes on",
-    )
+    where = f"after step {saved} of {steps} was saved" if saved else "before a step was saved"
+    return InterruptedRun(f"stopped by {received} {where}", how_to_go_on(folder))
 
 
 def blown_up(failure: str, folder: RunDir) -> NumericalError:
     """The end of a run whose numbers are not finite."""
     return NumericalError(
         f"training stopped: {failure}",
-        "lower training.learning_rate, or try model.dtype: bfloat16; the last checkpoint is in "
-        f"{folder.checkpoints}",
+        "lower training.learning_rate, look at the rows of that step, or write "
+        f"training.on_nonfinite: skip; {how_to_go_on(folder)}",
     )

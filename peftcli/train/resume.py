@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftcli.errors import UsageError
+from peftcli.errors import ArtefactError, UsageError
 from peftcli.events import Listener, Warned
 from peftcli.recipe.document import dotted
 from peftcli.recipe.load import leaves
 from peftcli.recipe.schema import Gates
 from peftcli.run_dir import RunDir
 
+OTHER_BASE = "base:"
+# They decide what happens when something goes wrong, or what is kept.
+FREE_TRAINING = (
+    *("report_to", "keep_checkpoints"),
+    *("on_nonfinite", "max_nonfinite_steps", "on_oom"),
+)
 # Where the result lies and how it is judged does not change it.
 FREE_KEYS = {
     ("output",),
-    *(("training", key) for key in ("report_to", "keep_checkpoints")),
+    *(("training", key) for key in FREE_TRAINING),
     *(("evaluation", key) for key in ("metrics", "retain", "max_new_tokens", "gates")),
     *(("evaluation", "gates", key) for key in Gates.model_fields),
 }
@@ -25,11 +31,13 @@ def check_unchanged(
 ) -> None:
     """Raise UsageError listing every difference to the run in the folder.
 
+    Another base raises ArtefactError.
     With `force` the differences become warnings and are recorded in the manifest.
     """
     found = differences(folder.read_manifest() or {}, manifest)
     if found and not force:
-        raise UsageError(
+        other_base = any(line.startswith(OTHER_BASE) for line in found)
+        raise (ArtefactError if other_base else UsageError)(
             f"--resume: {folder.path} was started differently:\n"
             + "\n".join(f"  {line}" for line in found),
             "restore what changed; --force goes on and records it; --overwrite starts again",
@@ -49,9 +57,8 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
             found.append(f"recipe: {dotted(path)} was {old.get(path)}, is {value}")
     if _files(before) != _files(now):
         found.append("data: the content of the data files changed")
-    for key, what in (("fingerprint", "base model"), ("name", "name of the base model")):
-        if before.get("base", {}).get(key) != now["base"][key]:
-            found.append(f"base: the {what} is another one")
+    if before.get("base", {}).get("fingerprint") != now["base"]["fingerprint"]:
+        found.append(f"{OTHER_BASE} other weights than those it was started with")
     for key in ("sha256", "chat_template_sha256"):
         if before.get("tokenizer", {}).get(key) != now["tokenizer"][key]:
             found.append(

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from peftcli.errors import InterruptedRun, UsageError
-from peftcli.events import Listener, Note, Warned
-from peftcli.fingerprint import fingerprint
-from peftcli.models import base_folder, go_offline
-from peftcli.recipe.load import LoadedRecipe, recipe_text
+from peftcli.errors import InterruptedRun, PeftcliError
+from peftcli.estimate.result import Estimate
+from peftcli.events import Event, Listener, Note, Warned
+from peftcli.models import go_offline
+from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
-from peftcli.run_dir import RunDir, Status, clear, locked, open_run, write_atomic
-from peftcli.train import checkpoints, resume
-from peftcli.train.build import build_trainer, count_trained, load_model
+from peftcli.run_dir import RunDir, Status, clear, locked, open_run, sweep
+from peftcli.train.attempt import Ended, RanOut, attempt, free_memory, smaller
+from peftcli.train.begin import Ground, begin, check_base
+from peftcli.train.build import load_model
 from peftcli.train.hub import check_upload, upload
 from peftcli.train.interruption import Interruption
-from peftcli.train.manifest import describe
-from peftcli.train.monitor import Monitor, peak_memory_gib
+from peftcli.train.monitor import peak_memory_gib
 from peftcli.train.plot import plot_losses
 from peftcli.train.publish import publish
 from peftcli.train.quiet import quiet_libraries
@@ -32,7 +30,8 @@ from peftcli.train.refusals import (
     out_of_memory,
     refuse_what_cannot_fit,
 )
-from peftcli.train.setting import Setting, settle
+from peftcli.train.setting import Setting, on_this_gpu, settle
+from peftcli.train.storage import disk_errors
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,8 @@ class Options:
     force: bool = False
     offline: bool = False
     push_to_hub: str | None = None
+    probe_on_cpu: bool = False
+    """Run the longest batch first on a CPU too; on a GPU it always is."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def run(loaded: LoadedRecipe, options: Options, tell: Listener) -> TrainResult:
     The run folder is consistent at every moment: its manifest says running, interrupted, failed
     or finished, and checkpoints and results appear complete or not at all.
     """
-    recipe = loaded.recipe
+    recipe, tell = loaded.recipe, until_nobody_listens(tell)
     folder = open_run(Path(recipe.output), resume=options.resume, overwrite=options.overwrite)
     quiet_libraries()
     if options.offline:
@@ -77,99 +78,161 @@ def run(loaded: LoadedRecipe, options: Options, tell: Listener) -> TrainResult:
     if options.push_to_hub:
         check_upload(options.push_to_hub)
     check_trackers(recipe.training.report_to)
-    with locked(folder), ExitStack() as stack:
+    with disk_errors(folder), locked(folder), ExitStack() as stack:
         interruption = stack.enter_context(Interruption(tell))
-        if options.overwrite:
-            clear(folder)
-        for text in recipe.warnings():
-            tell(Warned(text))
         try:
-            setting = settle(loaded, tell)
+            result = _run(loaded, folder, options, interruption, tell)
         except KeyboardInterrupt:
-            raise InterruptedRun(
-                f"stopped by {interruption.received} before the first step; nothing was changed",
-                "the same command starts again",
-            ) from None
-        refuse_what_cannot_fit(setting, tell, force=options.force)
-        result = _train(recipe, setting, folder, options, interruption, tell)
+            raise _stopped(interruption.received, folder) from None
     if options.push_to_hub:
         tell(Note(f"uploaded to {upload(result.result, options.push_to_hub)}"))
     return result
 
 
-def _train(
-    recipe: Recipe,
-    setting: Setting,
+def until_nobody_listens(tell: Listener) -> Listener:
+    """The listener as long as it can write: a closed pipe or a full log must not end the run."""
+    listening = True
+
+    def told(event: Event) -> None:
+        nonlocal listening
+        if not listening:
+            return
+        try:
+            tell(event)
+        except OSError:
+            listening = False
+
+    return told
+
+
+def _run(
+    loaded: LoadedRecipe,
     folder: RunDir,
     options: Options,
     interruption: Interruption,
     tell: Listener,
 ) -> TrainResult:
-    model = load_model(recipe, setting)
-    files = base_folder(recipe.model)
-    identity = fingerprint(files) if files else None
-    trainable, total = count_trained(model), setting.architecture.parameters()
-    if trainable == 0:
-        raise UsageError("method: nothing would be trained", "check target_modules and layers")
-    manifest = describe(
-        recipe,
-        base=identity,
-        base_folder=files,
-        tokenizer=setting.tokenizer,
-        data=setting.prepared.report,
-        plan=setting.plan,
-        device=setting.device,
-        trainable=trainable,
-        total=total,
-    )
-    checkpoint = None
-    if options.resume:
-        resume.check_unchanged(folder, manifest, force=options.force, tell=tell)
-        checkpoint = checkpoints.newest(folder.checkpoints, lambda text: tell(Warned(text)))
-        tell(Note(f"resuming from {checkpoint.name}" if checkpoint else "starting from step 0"))
-    folder.write_manifest(manifest)
-    write_atomic(folder.recipe, recipe_text(recipe))
-    _tell_plan(setting, trainable, total, tell)
-    monitor = Monitor(
-        folder.metrics, tell, _tokens_per_step(setting), recipe.training.max_nonfinite_steps
-    )
-    trainer = build_trainer(recipe, setting, folder, model, monitor, interruption)
-    tell(Note(trainer.kernels))
+    recipe = loaded.recipe
+    sweep(folder)
+    if options.overwrite:
+        clear(folder)
+    for text in recipe.warnings():
+        tell(Warned(text))
+    setting = settle(loaded, tell)
+    refuse_what_cannot_fit(setting, tell, force=options.force)
+    ground = begin(recipe, setting, folder, resuming=options.resume, force=options.force, tell=tell)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except KeyboardInterrupt:
-        _finish(folder, manifest, "interrupted")
-        raise interrupted(interruption.received, folder, setting.plan.steps) from None
-    except torch.cuda.OutOfMemoryError:
-        _finish(folder, manifest, "failed")
-        raise out_of_memory(setting) from None
-    except BaseException:
-        _finish(folder, manifest, "failed")
+        return _train(recipe, ground, folder, options, interruption, tell)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt | InterruptedRun)
+        with suppress(OSError):  # a disk that is full; the error itself is what matters
+            _finish(folder, ground.manifest, "interrupted" if stopped else "failed")
         raise
-    finally:
-        monitor.close()
-    if monitor.failure:
-        _finish(folder, manifest, "failed")
-        raise blown_up(monitor.failure, folder)
-    if interruption.received and trainer.state.global_step < setting.plan.steps:
-        _finish(folder, manifest, "interrupted")
+
+
+def _train(
+    recipe: Recipe,
+    ground: Ground,
+    folder: RunDir,
+    options: Options,
+    interruption: Interruption,
+    tell: Listener,
+) -> TrainResult:
+    setting, checkpoint = ground.setting, ground.checkpoint
+    model, ground.model = ground.model, None  # nobody else may hold it when memory is short
+    probe = setting.device.kind == "cuda" or options.probe_on_cpu
+    while True:
+        outcome = attempt(
+            recipe, setting, folder, model, checkpoint, interruption, tell, probe=probe
+        )
+        if isinstance(outcome, Ended):
+            break
+        del model
+        free_memory()
+        setting, checkpoint = _shrunk(recipe, ground, setting, folder, outcome, tell)
+        model = load_model(recipe, setting)
+    return _ended(recipe, replace(ground, setting=setting), folder, interruption, outcome)
+
+
+def _shrunk(
+    recipe: Recipe,
+    ground: Ground,
+    setting: Setting,
+    folder: RunDir,
+    outcome: RanOut,
+    tell: Listener,
+) -> tuple[Setting, Path | None]:
+    """Half the rows at a time and where to go on; raises ResourceError where that is not wanted."""
+    plan = smaller(setting.plan)
+    if plan is None or recipe.training.on_oom == "stop":
+        raise out_of_memory(setting, folder, outcome.step, _what_it_took(setting))
+    before, step = setting.plan, int((outcome.checkpoint or Path("0")).name.rpartition("-")[2])
+    tell(
+        Warned(
+            f"out of memory at step {outcome.step + 1} with {before.micro_batch_size} rows at a "
+            f"time; going on after step {step} with {plan.micro_batch_size} x {plan.accumulation}"
+        )
+    )
+    change = {"step": step, "from": before.micro_batch_size, "to": plan.micro_batch_size}
+    ground.manifest["plan"] = asdict(plan)
+    ground.manifest["shrunk"] = [*ground.manifest.get("shrunk", []), change]
+    folder.write_manifest(ground.manifest)
+    return replace(setting, plan=plan), outcome.checkpoint
+
+
+def _what_it_took(setting: Setting) -> Estimate | None:
+    """The estimate of the plan that ran, with the cheapest changes."""
+    if setting.device.kind != "cuda":
+        return None
+    plan = setting.plan
+    chosen = {
+        "micro_batch_size": plan.micro_batch_size,
+        "checkpointing": "full" if plan.checkpointing else "none",
+    }
+    training = setting.seen.training.model_copy(update=chosen)
+    ran = setting.seen.model_copy(update={"training": training})
+    return on_this_gpu(ran, setting.device, setting.architecture, setting.rows, advise=True)
+
+
+def _ended(
+    recipe: Recipe, ground: Ground, folder: RunDir, interruption: Interruption, outcome: Ended
+) -> TrainResult:
+    trainer, monitor, setting = outcome.trainer, outcome.monitor, ground.setting
+    step = trainer.state.global_step
+    if monitor.health.failure:
+        raise blown_up(monitor.health.failure, folder)
+    if interruption.received and step < setting.plan.steps:
         raise interrupted(interruption.received, folder, setting.plan.steps)
-    result = publish(recipe, trainer, setting, folder, identity)
+    check_base(recipe.model, ground.identity)
+    result = publish(recipe, trainer, setting, folder, ground.identity)
     plot_losses(folder.loss_plot, monitor.losses, monitor.eval_losses)
     done = TrainResult(
         output=folder.path,
         result=result,
-        steps=trainer.state.global_step,
+        steps=step,
         seconds=monitor.seconds(),
         final_loss=monitor.losses[-1][1],
         best_eval_loss=monitor.best_loss,
         best_step=trainer.state.best_global_step,
-        trainable_parameters=trainable,
+        trainable_parameters=ground.trainable,
         peak_memory_gib=peak_memory_gib(),
-        tokens_per_second=monitor.tokens_per_second(trainer.state.global_step),
+        tokens_per_second=monitor.tokens_per_second(step),
     )
-    _finish(folder, manifest, "finished", result=done)
+    with suppress(OSError):  # what could not be removed at its time
+        sweep(folder)
+    _finish(folder, ground.manifest, "finished", result=done)
     return done
+
+
+def _stopped(received: str | None, folder: RunDir) -> PeftcliError:
+    """The error of a signal outside the steps."""
+    manifest = folder.read_manifest()
+    if manifest is None:
+        return InterruptedRun(
+            f"stopped by {received} before the first step; nothing was changed",
+            "the same command starts again",
+        )
+    return interrupted(received, folder, manifest.get("plan", {}).get("steps", 0))
 
 
 def _finish(
@@ -180,19 +243,3 @@ def _finish(
         values = asdict(result)
         manifest["result"] = values | {"output": str(result.output), "result": result.result.name}
     folder.write_manifest(manifest)
-
-
-def _tokens_per_step(setting: Setting) -> float:
-    tokens = setting.prepared.report.train.tokens
-    return tokens / len(setting.train) * setting.plan.micro_batch_size * setting.plan.accumulation
-
-
-def _tell_plan(setting: Setting, trainable: int, total: int, tell: Listener) -> None:
-    report = setting.prepared.report
-    for text in report.warnings:
-        tell(Warned(text))
-    tell(Note(f"{setting.device.name}, {setting.device.dtype}"))
-    share = trainable / total
-    tell(Note(f"{trainable:,} parameters are trained, {share:.2%} of the base's {total:,}"))
-    for reason in setting.plan.reasons:
-        tell(Note(reason))

@@ -24,6 +24,7 @@ from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import cache_folder
 from peftcli.train.plan import Plan, cpu_load, decide, gpu_load
+from peftcli.train.precision import check_precision
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,16 @@ class Setting:
     """Tokens of the longest row there is."""
     varlen: bool
     """Whether rows lie end to end, kept apart by the attention kernel."""
+    seen: Recipe
+    """The recipe, with what the rows turned out to be."""
+    rows: Rows
 
 
 def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
     """Check the recipe against its model and prepare the rows; loads no weights."""
     recipe = loaded.recipe
     device = choose_device(recipe.training.device, recipe.model.dtype)
+    check_precision(recipe.method, device)
     architecture = architecture_from(load_config(recipe.model).to_dict(), recipe.model.name)
     check_architecture(loaded, architecture)
     tokenizer = load_tokenizer(recipe.model)
@@ -96,18 +101,29 @@ def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
         max_length=data.max_length,
         longest=rows.longest or 1,
         varlen=rows_apart(recipe, architecture),
+        seen=seen,
+        rows=rows,
     )
 
 
-def on_this_gpu(recipe: Recipe, device: Device, architecture: Architecture, rows: Rows) -> Estimate:
-    """The estimate for this card, with what others hold on it now."""
+def on_this_gpu(
+    recipe: Recipe,
+    device: Device,
+    architecture: Architecture,
+    rows: Rows,
+    *,
+    advise: bool = False,
+) -> Estimate:
+    """The estimate for this card, with what others hold on it now; changes always with `advise`."""
     free, total = torch.cuda.mem_get_info(0)
     gpu = device_gpu(device.name, total / GIB)
-    held = max(0.0, total - free - gpu.context) / GIB
+    held = max(0.0, total - free - torch.cuda.memory_reserved(0) - gpu.context) / GIB
     limit = recipe.training.memory_limit_gib
     if limit is not None and limit * GIB < free:
         gpu, held = replace(gpu, memory_mib=round(limit * 1024)), 0.0
-    return estimate_run(recipe, gpu, rows=rows, architecture=architecture, reserved_gib=held)
+    return estimate_run(
+        recipe, gpu, rows=rows, architecture=architecture, reserved_gib=held, always_advise=advise
+    )
 
 
 def pack(rows: Dataset, length: int) -> Dataset:

@@ -1,30 +1,26 @@
-"""The SFTTrainer subclass: whole steps at once, complete checkpoints, loss per token, LoRA+."""
+"""The SFTTrainer subclass: whole steps at once, loss per token, figures a step late, LoRA+."""
 
 from __future__ import annotations
 
-import math
-import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput
-from trl import SFTConfig, SFTTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTConfig
 
-from peftcli.train import checkpoints
 from peftcli.train.batches import Batches, model_inputs
-from peftcli.train.fast.model import FastModel
-from peftcli.train.flat import FlatParameters
+from peftcli.train.evaluating import EvaluatingTrainer
+from peftcli.train.flat import FlatParameters, forget_settings
+from peftcli.train.guard import Guard
+from peftcli.train.health import Health
 from peftcli.train.kernels import attention_kernels
 from peftcli.train.unlogged import Unlogged
 
 
-class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
+class RecipeTrainer(EvaluatingTrainer):
     """SFTTrainer on rows that are tokenised and masked already."""
 
     def __init__(
@@ -40,23 +36,27 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         keep_checkpoints: int,
         check_interruption: Callable[[], None],
         batches: Batches,
+        health: Health,
         eval_batches: Batches,
     ) -> None:
-        self._batches, self._eval_batches = batches, eval_batches
-        self.fast: FastModel | None = None
         self.kernels = "plain layers"
         """What the step runs on, in words."""
         self._flat: FlatParameters | None = None
         self._in_train_mode = False  # PEFT's wrapper says so of itself before its base is
+        self.late = args.device.type == "cuda"
+        """Whether a step's figures are read while the next step runs, not before it starts."""
         self._unlogged: list[Unlogged] = []
+        self._trained: list[torch.nn.Parameter] = []
+        self._guard: Guard | None = None
         self._multipliers = learning_rate_multipliers
-        self._keep = keep_checkpoints
-        self._check_interruption = check_interruption
-        self._staging: Path | None = None
+        self._health = health
         super().__init__(
             model=model,
             args=args,
-            data_collator=batches,
+            batches=batches,
+            eval_batches=eval_batches,
+            keep_checkpoints=keep_checkpoints,
+            check_interruption=check_interruption,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
@@ -65,6 +65,9 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer, with other learning rates where the method asks for them."""
+        forget_settings()
+        self._trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.model.zero_grad = self._zero_grad  # the model's own walks over all modules
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         for key, factor in self._multipliers.items():
             names = {id(p): name for name, p in self.model.named_parameters()}
@@ -79,16 +82,14 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
                 optimizer.add_param_group({"params": chosen, **options})
         if type(optimizer).__module__.startswith("bitsandbytes"):
             self._flat = FlatParameters(optimizer)
+        stops = self._health.on_nonfinite == "stop" and not self._health.scaled
+        if self.late and stops and Guard.fits(optimizer):
+            self._guard = Guard(optimizer, self.args.device)
         return optimizer
 
-    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> DataLoader[Any]:
-        """Held-out rows, as many at a time as `evaluation.batch_size` says."""
-        self.data_collator = self._eval_batches
-        try:
-            loader: DataLoader[Any] = super().get_eval_dataloader(eval_dataset)
-            return loader
-        finally:
-            self.data_collator = self._batches
+    def _zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self._trained:
+            parameter.grad = None
 
     def training_step(
         self,
@@ -100,11 +101,12 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         if not self._in_train_mode:  # a walk over all modules, so not at every step
             model.train()
             self._in_train_mode = True
+        self._tr_loss.zero_()  # logged already; transformers subtracts it from itself, NaN stays
         total = torch.zeros((), device=self.args.device)
         # A fill runs on the GPU; a copy of the number would wait for it.
         items = torch.full((), float(max(1, inputs["trained_tokens"])), device=self.args.device)
         if self._flat is not None:
-            self._flat.attach_gradients()
+            self._flat.release()
         if self.fast is not None:
             self.fast.refresh()
         parts = self._prepare_inputs(inputs)["micro_batches"]
@@ -115,6 +117,8 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
                     loss = self._micro_loss(model, batch, items)
                 self.accelerator.backward(loss)
                 total += loss.detach()
+        if self._flat is not None:
+            self._flat.gather()
         return total
 
     def _micro_loss(
@@ -136,88 +140,53 @@ class RecipeTrainer(SFTTrainer):  # type: ignore[misc]
         start_time: float,
         learning_rate: float | None = None,
     ) -> None:
-        """On a GPU, a step's figures are read while the next step runs, not before it starts."""
-        if self.control.should_log and tr_loss.is_cuda:
-            step = self.state.global_step
-            rate = self._get_learning_rate() if learning_rate is None else learning_rate
-            self._unlogged.append(Unlogged(step, self.state.epoch, rate, tr_loss, grad_norm))
-            tr_loss.zero_()
-            self._globalstep_last_logged = step
-            self.control.should_log = False
-            control = self.control
+        """Note the step's figures on a GPU; all are read before anything is kept or looked at."""
+        if self.late:
+            step, control = self.state.global_step, self.control
+            if control.should_log:
+                rate = self._get_learning_rate() if learning_rate is None else learning_rate
+                self._unlogged.append(Unlogged(step, self.state.epoch, rate, tr_loss, grad_norm))
+                tr_loss.zero_()
+                self._globalstep_last_logged = step
+                control.should_log = False
             soon = control.should_evaluate or control.should_save or control.should_training_stop
-            self._log_finished(start_time, leave=0 if soon or step >= self.state.max_steps else 1)
+            self._log_finished(leave=0 if soon or step >= self.state.max_steps else 1)
         super()._maybe_log_save_evaluate(
             tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate
         )
 
-    def _log_finished(self, start_time: float, leave: int) -> None:
+    def _log_finished(self, leave: int) -> None:
+        """Judge and log what was noted, but for the last `leave` steps; stop at a bad one."""
         now = self.state.global_step, self.state.epoch
         while len(self._unlogged) > leave:
             entry = self._unlogged.pop(0)
             self.state.global_step, self.state.epoch = entry.step, entry.epoch
             logs = entry.read()
+            if self._guard is not None:
+                self._health.admits(entry.step, logs["loss"], logs["grad_norm"])
+                if self._health.failure is not None:
+                    self._unlogged.clear()  # a step that began before this one was looked at
             self._total_loss_scalar += logs["loss"]
-            self.log(logs, start_time)
+            self.log(logs)
         self.state.global_step, self.state.epoch = now
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader[Any],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Mean loss over all trained tokens, the same whatever the batch size."""
-        model = self.accelerator.unwrap_model(self.model)
-        was_training = model.training
-        model.eval()
-        loss_sum, tokens = 0.0, 0
-        if self.fast is not None:
-            self.fast.refresh()
-        for step in dataloader:
-            self._check_interruption()
-            tokens += step["trained_tokens"]
-            for batch in self._prepare_inputs(step)["micro_batches"]:
-                with torch.no_grad(), self.compute_loss_context_manager():
-                    loss_sum += self._loss_sum(model, batch)
-        model.train(was_training)
-        loss = loss_sum / tokens if tokens else math.nan
-        return EvalLoopOutput(
-            predictions=None,
-            label_ids=None,
-            metrics={f"{metric_key_prefix}_loss": loss, f"{metric_key_prefix}_tokens": tokens},
-            num_samples=len(self.eval_dataset),
+    def _run_epoch(self, **inputs: Any) -> None:
+        """Nothing, when a resumed run was at its end already."""
+        if self.control.should_training_stop or self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**inputs)
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        """Clip, and drop a gradient that the optimizer must not use."""
+        norm: torch.Tensor = self.accelerator.clip_grad_norm_(
+            self._trained, self.args.max_grad_norm
         )
-
-    def _loss_sum(self, model: torch.nn.Module, batch: dict[str, Any]) -> float:
-        if self.fast is not None:
-            return float(self.fast.loss(batch, torch.ones((), device=self.args.device)))
-        outputs = model(**model_inputs(batch), use_cache=False, fused_lm_head=True)
-        return -float(outputs.log_probs.double().sum())
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging or self.args.output_dir)
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        folder = Path(self.args.output_dir)
-        step = self.state.global_step
-        self._staging = folder / checkpoints.STAGING
-        shutil.rmtree(self._staging, ignore_errors=True)
-        self._staging.mkdir(parents=True)
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
-            # TRL's own method also writes a model card into the parent folder.
-            Trainer._save_checkpoint(self, model, trial)
-            written = self._staging / f"checkpoint-{step}"
-            best = self.state.best_global_step
-            if best:
-                self.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
-                self.state.save_to_json(str(written / "trainer_state.json"))
-            checkpoints.publish(written, folder / f"checkpoint-{step}")
-        finally:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
-            self.args.save_total_limit = limit
-        checkpoints.rotate(folder, self._keep, self.state.best_global_step)
+        if self._guard is not None:
+            self._guard.judge(self._tr_loss, norm)
+            return norm
+        self._log_finished(leave=0)  # of the step before, while the GPU is still at this one
+        if not self._health.admits(self.state.global_step + 1, float(self._tr_loss), float(norm)):
+            model.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
+        return norm

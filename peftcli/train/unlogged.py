@@ -19,13 +19,17 @@ class Unlogged:
         self.step, self.epoch, self.learning_rate = step, epoch, learning_rate
         norm = torch.as_tensor(float("nan") if grad_norm is None else grad_norm).to(loss.device)
         figures = torch.stack([loss.detach().float(), norm.detach().float()])
-        self._figures = torch.empty(2, pin_memory=True)
-        self._figures.copy_(figures, non_blocking=True)
-        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._arrived.record()
+        self._figures = figures
+        self._arrived: torch.cuda.Event | None = None
+        if figures.is_cuda:
+            self._figures = torch.empty(2, pin_memory=True)
+            self._figures.copy_(figures, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
 
     def read(self) -> dict[str, float]:
         """What the trainer logs of the step; waits until the step is done."""
-        self._arrived.synchronize()
+        if self._arrived is not None:
+            self._arrived.synchronize()
         loss, norm = self._figures.tolist()
         return {"loss": loss, "grad_norm": norm, "learning_rate": self.learning_rate}

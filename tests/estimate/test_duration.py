@@ -85,12 +85,25 @@ def test_padding_costs_time_and_is_no_real_token() -> None:
 
 def test_cost_follows_the_price() -> None:
     plan = quantized(NAME)
-    found = duration(plan, find_gpu("h100"), 1000, even(plan))
+    found = duration(plan, find_gpu("h100"), 1000, even(plan), (2.60, 4.29))
     assert found is not None
     assert found.cost_usd is not None
     low, likely, high = found.seconds
     assert low < likely < high
-    assert found.cost_usd == pytest.approx((low / 3600 * 2.60, likely / 3600 * 4.29))
+    assert found.cost_usd == pytest.approx((low / 3600 * 2.60, high / 3600 * 4.29))
+    free = duration(plan, find_gpu("h100"), 1000, even(plan))
+    assert free is not None
+    assert free.cost_usd is None
+
+
+def test_a_card_that_was_measured_has_a_narrower_range() -> None:
+    ranges = []
+    for name in ("h200", "a100", "4090"):
+        found = duration(quantized(NAME), find_gpu(name), 1000, Lengths(2048, 2048))
+        assert found is not None
+        ranges.append(found.seconds[2] / found.seconds[0])
+    assert ranges == sorted(ranges)
+    assert ranges[0] < 1.5
 
 
 def test_nothing_is_said_about_an_unknown_card() -> None:

@@ -1,20 +1,20 @@
-"""The fastest setting that fits, and what to change when none does."""
+"""The fastest setting that fits, and the most that does."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-from estimate_plans import full, low_rank, quantized
+from estimate_plans import low_rank, quantized
 
 from peftcli.estimate.duration import Lengths
 from peftcli.estimate.fit import (
     candidates,
-    changes,
     choose,
     gpus_that_fit,
+    largest_micro_batch,
+    longest_row,
     need,
-    smallest,
     verdict,
 )
 from peftcli.estimate.gpus import GIB, find_gpu, unknown_gpu
@@ -85,43 +85,21 @@ def test_unchecked_families_get_a_wide_band(name: str) -> None:
     assert high > 1.15 * likely
 
 
-def test_changes_say_what_they_save_and_whether_they_suffice() -> None:
-    gpu = find_gpu("24GB")
-    plan = smallest(candidates(full(NAME, batch=16)))
-    offers = changes(plan, gpu)
-    assert verdict(plan, gpu) == "does not fit"
-    assert offers[0].line == "method: lora"
-    for offer in offers:
-        saved = training_peak(plan).size - training_peak(offer.plan).size
-        assert offer.saves == saved > 0
-        assert offer.fits == (verdict(offer.plan, gpu) == "fits")
+def test_the_most_that_fits_is_the_most() -> None:
+    gpu, plan = find_gpu("24GB"), quantized(NAME, checkpointing=True)
+    rows, length = largest_micro_batch(plan, gpu), longest_row(plan, gpu)
+    assert rows > 1
+    assert verdict(replace(plan, micro_batch=rows, batch=rows), gpu) == "fits"
+    assert verdict(replace(plan, micro_batch=rows + 1, batch=rows + 1), gpu) != "fits"
+    assert length % 64 == 0
+    assert verdict(replace(plan, length=length), gpu) == "fits"
+    assert verdict(replace(plan, length=length + 64), gpu) != "fits"
 
 
-def test_a_16_bit_base_that_is_too_large_goes_to_four_bits() -> None:
-    gpu = find_gpu("16GB")
-    offers = changes(smallest(candidates(low_rank(NAME, batch=16))), gpu)
-    assert offers[0].line == "method.name: qlora"
-    assert offers[0].fits
-
-
-def test_rows_are_cut_to_the_longest_that_fits() -> None:
-    gpu = find_gpu("24GB")
-    plan = quantized(NAME, length=131_072, checkpointing=True)
-    offer = next(x for x in changes(plan, gpu) if x.line.startswith("data.max_length"))
-    assert offer.fits
-    assert verdict(replace(plan, length=offer.plan.length + 128), gpu) != "fits"
-
-
-def test_a_micro_batch_set_by_hand_is_lowered_first() -> None:
-    plan = low_rank(NAME, micro_batch=8, batch=8, checkpointing=True)
-    offers = changes(plan, find_gpu("24GB"))
-    assert offers[0].line == "training.micro_batch_size: 1"
-    assert offers[0].fits
-
-
-def test_nothing_helps_a_model_that_is_far_too_large() -> None:
-    plan = quantized("llama-3.1-405b", checkpointing=True)
-    assert not any(offer.fits for offer in changes(plan, find_gpu("24GB")))
+def test_nothing_is_the_most_where_nothing_fits() -> None:
+    gpu, plan = find_gpu("24GB"), quantized("llama-3.1-405b", checkpointing=True)
+    assert largest_micro_batch(plan, gpu) == 0
+    assert longest_row(plan, gpu) == 0
     assert gpus_that_fit(plan) == []
 
 

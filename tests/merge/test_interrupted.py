@@ -6,12 +6,12 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from forked import server
 from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_config, train_steps
 from transformers import AutoModelForCausalLM
@@ -21,7 +21,7 @@ from peftcli.merge.options import MergeOptions
 from peftcli.merge.run import run
 
 KILLS = 10
-# Imports once, then forks a merge again and again and kills it at a random moment.
+# Forks a merge again and again and kills it at a random moment.
 PROGRAM = """
 import json, os, random, signal, sys, time
 from pathlib import Path
@@ -85,8 +85,7 @@ def test_kill_at_ten_random_moments(inputs: tuple[Path, Path], tmp_path: Path) -
     base, adapter = inputs
     before = _digest(base), _digest(adapter)
     output = tmp_path / "merged"
-    command = [sys.executable, "-c", PROGRAM, str(adapter), str(base), str(output), str(KILLS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = server().run(adapter, base, output, KILLS, program=PROGRAM)
     assert done.returncode == 0, done.stderr[-2000:]
     moments = json.loads(done.stdout.splitlines()[-1])
     assert any(moment["killed"] for moment in moments)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import script, server
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LLAMA_70B = {
@@ -77,9 +76,8 @@ for layers in (8, 24):
 """
 
 
-def python(*words: object) -> str:
-    command = [sys.executable, *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+def python(program: str, *words: object) -> str:
+    done = server().run(*words, program=program, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -87,7 +85,7 @@ def python(*words: object) -> str:
 @pytest.mark.slow
 def test_peak_does_not_grow_with_depth(tmp_path: Path) -> None:
     """66 and 194 MiB of weights in tensors of 2 MiB; the libraries' own memory is in both."""
-    lines = python("-c", PROGRAM, tmp_path).splitlines()
+    lines = python(PROGRAM, tmp_path).splitlines()
     found = [json.loads(line) for line in lines if line.startswith("[")]
     assert [form for form, *_ in found] == ["original", "dequantized"] * 2
     for shallow, deep in zip(found[:2], found[2:], strict=True):
@@ -100,7 +98,8 @@ def test_plan_of_70_billion_parameters(tmp_path: Path) -> None:
     """From headers alone: the files are holes of 141 GB."""
     file = tmp_path / "config.json"
     file.write_text(json.dumps(LLAMA_70B))
-    said = python("scripts/benchmark_merge", file, tmp_path / "x", "--plan", "--rank", "1")
+    benchmark = script(ROOT / "scripts" / "benchmark_merge")
+    said = python(benchmark, file, tmp_path / "x", "--plan", "--rank", "1")
     found: Any = re.search(
         r"plan: (\d+) tensors, ([\d.]+) GB .* ([\d.]+) GiB with the adapter .* (\S+), ([\d.]+) GiB",
         said,

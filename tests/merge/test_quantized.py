@@ -7,7 +7,7 @@ import torch
 from bitsandbytes import functional as bnb
 from transformers import BitsAndBytesConfig
 
-from peftcli.merge.quantized import BLOCK, PART, Quantization
+from peftcli.merge.quantized import BLOCK, PART, FourBits
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -33,7 +33,7 @@ def test_round_trip(
         values, blocksize=BLOCK, compress_statistics=double, quant_type=kind
     )
     expected = bnb.dequantize_4bit(codes, state)
-    found = Quantization(config, dtype).round_trip(weight, transposed=transposed)
+    found = FourBits(config, dtype).round_trip(weight, transposed=transposed)
     assert torch.equal(found, expected.T if transposed else expected)
     assert not torch.equal(found, weight)
     assert found.is_contiguous()

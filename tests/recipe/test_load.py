@@ -119,7 +119,7 @@ def test_every_problem_at_once_with_place_and_remedy(tmp_path: Path) -> None:
     [
         ("method: lorra", "r.yaml:2:1: method: no method is called `lorra`; did you mean `lora`?"),
         ("method: {rank: 4}", "r.yaml:2:1: method: missing; write `name:` and one of lora, qlora"),
-        ("method: {name: lora, quantization: nf4}", "it belongs to qlora and adapter"),
+        ("method: {name: lora, quantization: nf4}", "nf4 belongs to `name: qlora`; lora takes"),
         ("method: {name: full, rank: 4}", "`full` has no such key; it belongs to lora and qlora"),
         ("method: {name: adapter, bottleneck_size: 8, reduction_factor: 2}", "exclude each other"),
         ("method: {name: lora, use_dora: true, init: eva}", "does not work with `use_dora: true`"),

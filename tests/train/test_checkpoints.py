@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from forked import Running, server
 
 from peftcli.errors import ArtefactError, UsageError
 from peftcli.events import Event, Warned
@@ -159,20 +158,16 @@ def write_recipe(base: Path, rows: Path, folder: Path, steps: int) -> Path:
     return file
 
 
-def start(file: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "peftcli", "train", str(file), "--json", *more]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=file.parent
-    )
+def start(file: Path, *more: str) -> Running:
+    return server().start("train", file, "--json", *more, cwd=file.parent)
 
 
-def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
+def wait_for_step(process: Running, step: int) -> None:
+    for line in process.lines():
         event = json.loads(line)
         if event["event"] == "step" and event["step"] >= step:
             return
-    raise AssertionError(f"the run ended: {process.stderr.read() if process.stderr else ''}")
+    raise AssertionError(f"the run ended: {process.end()}")
 
 
 def test_a_signal_saves_exits_75_and_resume_finishes(
@@ -181,19 +176,19 @@ def test_a_signal_saves_exits_75_and_resume_finishes(
     file = write_recipe(base_model, rows, tmp_path, 400)
     process = start(file)
     wait_for_step(process, 5)
-    process.send_signal(signal.SIGTERM)
+    process.send(signal.SIGTERM)
     began = time.monotonic()
-    _, errors = process.communicate(timeout=60)
+    ended = process.end()
     assert time.monotonic() - began < 30
-    assert process.returncode == 75, errors
-    assert "--resume goes on" in errors
-    assert "Traceback" not in errors
+    assert ended.returncode == 75, ended
+    assert "--resume goes on" in ended.stderr
+    assert "Traceback" not in ended.stderr
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
     assert not (tmp_path / "run" / "adapter").exists()
     saved = max(checkpoints.steps(tmp_path / "run" / "checkpoints"))
     done = start(write_recipe(base_model, rows, tmp_path, 400), "--resume")
     wait_for_step(done, saved + 1)
-    done.send_signal(signal.SIGKILL)
-    done.wait()
+    done.send(signal.SIGKILL)
+    assert done.end().returncode == -signal.SIGKILL
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert sorted(set(steps)) == list(range(1, max(steps) + 1))

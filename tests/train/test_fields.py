@@ -64,7 +64,7 @@ METHOD_VALUES: dict[str, Any] = {
 
 
 def built(method: dict[str, Any]) -> str:
-    """Everything that PEFT, bitsandbytes and the optimizer are told by a method."""
+    """Everything that PEFT, bitsandbytes, the fused layers and the optimizer are told by it."""
     recipe = {"model": "m", "method": method, "data": {"train": "x"}, "output": "o"}
     chosen = validate(Document("t", recipe)).recipe.method
     config = chosen.peft_config(LLAMA)
@@ -73,6 +73,7 @@ def built(method: dict[str, Any]) -> str:
         config.to_dict() if config else None,
         quantization.to_dict() if quantization else None,
         chosen.learning_rate_multipliers(),
+        chosen.frozen_in_fp8,
     ]
     return json.dumps(parts, default=lambda value: sorted(map(str, value)), sort_keys=True)
 
@@ -89,6 +90,8 @@ def test_every_method_field_changes_what_peft_receives(name: str, field: str) ->
     base: dict[str, Any] = {"name": name}
     if name == "adapter" and field in ("double_quantization", "compute_dtype"):
         base["quantization"] = "nf4"
+    if (name, field) == ("lora", "quantization"):
+        changed = "fp8"
     assert built({**base, field: changed}) != built(base)
 
 
@@ -119,6 +122,8 @@ TRAINING_ELSEWHERE = {
     "memory_limit_gib": "tests/train/test_gpu.py::test_a_run_keeps_to_its_memory_limit",
     "keep_checkpoints": "tests/train/test_checkpoints.py::test_rotation_keeps_best_and_newest",
     "max_nonfinite_steps": "tests/train/test_run.py::test_numbers_that_blow_up_stop_the_run",
+    "on_nonfinite": "tests/faults/test_numbers.py::test_a_poisoned_row",
+    "on_oom": "tests/faults/test_memory.py::test_shrinking_goes_on_from_the_last_step",
 }
 EVALUATION_VALUES: dict[str, Any] = {"steps": 3, "batch_size": 3, "keep_best": False}
 EVALUATION_ELSEWHERE = {

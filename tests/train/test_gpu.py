@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import math
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from peftcli.errors import ResourceError
 from peftcli.events import Event, Step
@@ -76,6 +79,85 @@ def test_a_run_keeps_to_its_memory_limit(base_model: Path, rows: Path, tmp_path:
     loaded = recipe(base_model, rows, tmp_path / "run", METHODS["lora"], memory_limit_gib=0.001)
     with pytest.raises(ResourceError, match=r"has 0\.0 GiB free"):
         run(loaded, Options(), lambda event: None)
+
+
+@pytest.fixture
+def many_rows(tmp_path: Path) -> Path:
+    """Enough rows for one batch that takes hundreds of megabytes."""
+    file = tmp_path / "many.jsonl"
+    with file.open("w") as stream:
+        for i in range(600):
+            turns = [("user", f"say {i} again and again"), ("assistant", f"{i} " * 12)]
+            messages = [{"role": role, "content": text} for role, text in turns]
+            stream.write(json.dumps({"messages": messages}) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("on_oom", ["stop", "shrink"])
+def test_a_run_that_runs_out_of_memory(
+    base_model: Path, many_rows: Path, tmp_path: Path, on_oom: str
+) -> None:
+    """The process may use three fifths of what the run needs; the longest rows show it at once."""
+    size = {"batch_size": 256, "micro_batch_size": 256, "max_steps": 3, "on_oom": on_oom}
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_reserved()
+    run(recipe(base_model, many_rows, tmp_path / "a", METHODS["lora"], **size), Options(), _silent)
+    needed = torch.cuda.max_memory_reserved() - before
+    gc.collect()
+    torch.cuda.empty_cache()
+    limit = torch.cuda.memory_reserved() + 0.6 * needed
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.mem_get_info()[1])
+    loaded = recipe(base_model, many_rows, tmp_path / "b", METHODS["lora"], **size)
+    events: list[Event] = []
+    try:
+        if on_oom == "stop":
+            with pytest.raises(ResourceError, match="ran out of memory at step 1") as caught:
+                run(loaded, Options(), events.append)
+            assert "estimated, in GiB" in caught.value.message
+            assert "training.micro_batch_size: 1 (saves" in caught.value.hint
+            assert not [event for event in events if isinstance(event, Step)]
+        else:
+            assert run(loaded, Options(), events.append).steps == 3
+            manifest = json.loads((tmp_path / "b" / "run.json").read_text())
+            assert manifest["plan"]["micro_batch_size"] < 256
+            assert manifest["shrunk"][0]["step"] == 0
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_the_manifest_promises_no_bytes(base_model: Path, rows: Path, tmp_path: Path) -> None:
+    run(recipe(base_model, rows, tmp_path / "run", METHODS["lora"]), Options(), _silent)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["deterministic"] is False
+
+
+@pytest.mark.parametrize("name", ["lora", "qlora"])
+def test_a_poisoned_row_reaches_no_parameter(
+    base_model: Path, rows: Path, tmp_path: Path, name: str
+) -> None:
+    """One letter of one row stands for nothing finite."""
+    poisoned = tmp_path / "poisoned"
+    shutil.copytree(base_model, poisoned)
+    model = AutoModelForCausalLM.from_pretrained(base_model)
+    tokens = json.loads((base_model / "tokenizer.json").read_text())["model"]["vocab"]
+    model.model.embed_tokens.weight.data[tokens["Z"]] = math.nan
+    model.save_pretrained(poisoned)
+    lines = rows.read_text().splitlines()
+    lines[20] = lines[20].replace("twice", "twiZce")
+    rows.write_text("\n".join(lines) + "\n")
+    events: list[Event] = []
+    training = {"on_nonfinite": "skip", "max_steps": 10, "batch_size": 4}
+    loaded = recipe(poisoned, rows, tmp_path / "run", METHODS[name], **training)
+    run(loaded, Options(), events.append)
+    losses = [event.loss for event in events if isinstance(event, Step)]
+    assert sum(not math.isfinite(loss) for loss in losses) <= 2
+    saved = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in saved.values())
+    assert losses[-1] < losses[0]
+
+
+def _silent(event: Event) -> None:
+    """Nobody listens."""
 
 
 def test_a_run_that_cannot_fit_stops_before_the_weights(

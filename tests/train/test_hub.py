@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from forked import server
 
 TOKEN = "hf_canaryCanaryCanaryCanaryCanaryCanary"
 
@@ -42,27 +43,21 @@ def hub() -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
     server.shutdown()
 
 
-def train(
-    base: Path, rows: Path, folder: Path, *more: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def write_recipe(base: Path, rows: Path, folder: Path) -> Path:
     file = folder / "r.yaml"
     file.write_text(
         f"model: {base}\nmethod: {{name: lora, rank: 4}}\ndata: {{train: {rows}, eval: null}}\n"
         f"training: {{max_steps: 1, batch_size: 8}}\noutput: {folder / 'run'}\n"
     )
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    command = [sys.executable, "-m", "peftcli", "train", str(file), *more]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**clean, "HF_HOME": str(folder / "hf"), **environment},
-    )
+    return file
 
 
 def test_without_a_token_nothing_starts(base_model: Path, rows: Path, tmp_path: Path) -> None:
-    done = train(base_model, rows, tmp_path, "--push-to-hub", "me/mine")
+    file = write_recipe(base_model, rows, tmp_path)
+    without = dict.fromkeys(
+        ["HF_HUB_OFFLINE", *(name for name in os.environ if name.startswith("HF_"))]
+    )
+    done = server().run("train", file, "--push-to-hub", "me/mine", environment=without)
     assert done.returncode == 2
     assert "no token for the hub" in done.stderr
     assert not (tmp_path / "run" / "run.json").exists()
@@ -72,15 +67,12 @@ def test_the_upload_reaches_the_hub_with_the_token_and_a_refusal_keeps_the_run(
     base_model: Path, rows: Path, tmp_path: Path, hub: tuple[str, list[tuple[str, str | None]]]
 ) -> None:
     address, asked = hub
-    done = train(
-        base_model,
-        rows,
-        tmp_path,
-        "--push-to-hub",
-        "me/mine",
-        HF_ENDPOINT=address,
-        HF_TOKEN=TOKEN,
-    )
+    file = write_recipe(base_model, rows, tmp_path)
+    # A fresh process, because the hub's library reads its address when it is imported.
+    command = [sys.executable, "-m", "peftcli", "train", file, "--push-to-hub", "me/mine"]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    clean |= {"HF_HOME": str(tmp_path / "hf"), "HF_ENDPOINT": address, "HF_TOKEN": TOKEN}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean)
     assert done.returncode == 3, done.stderr
     assert ("/api/repos/create", f"Bearer {TOKEN}") in asked
     assert "the run is finished and safe" in done.stderr

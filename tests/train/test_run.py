@@ -304,7 +304,7 @@ def test_numbers_that_blow_up_stop_the_run(train: Train, base_model: Path, tmp_p
     with pytest.raises(NumericalError, match="not finite for 2 steps in a row"):
         train(
             model=str(broken),
-            training={"max_steps": 40, "max_nonfinite_steps": 2},
+            training={"max_steps": 40, "on_nonfinite": "skip", "max_nonfinite_steps": 2},
             evaluation={"steps": 40},
         )
     manifest = json.loads((tmp_path / "run" / "run.json").read_text())

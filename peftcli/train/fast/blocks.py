@@ -17,7 +17,6 @@ from peftcli.train.fast.linear import (
     forward,
     forward_in_place,
     normed,
-    room_for_input,
     room_for_output,
 )
 from peftcli.train.fast.lora import Group
@@ -59,8 +58,8 @@ class QueryKeyValue(torch.autograd.Function):
     def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> Any:
         x, low, rstd, cos, sin, y, *scales = ctx.saved_tensors
         heads: Heads = ctx.heads
-        wide = room_for_output(heads.group, x)
-        parts = heads.split(wide[:, : heads.group.weights.outputs])
+        room = room_for_output(heads.group, x)
+        parts = heads.split(room[:, : heads.group.weights.outputs])
         ops.rope(_whole_heads(dq), cos, sin, -1, parts[0])
         ops.rope(_whole_heads(dk), cos, sin, -1, parts[1])
         if y is not None:
@@ -69,7 +68,7 @@ class QueryKeyValue(torch.autograd.Function):
                 part.copy_(_each_backward(part, raw, norm, scale))
         parts[2].copy_(dv)
         dx, found = backward_normed(
-            heads.group, wide, x, low, heads.norm, rstd, None, ctx.needs_input_grad[0]
+            heads.group, room, room, x, low, heads.norm, rstd, None, ctx.needs_input_grad[0]
         )
         return dx, None, None, None, *found
 
@@ -79,10 +78,10 @@ class Output(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, mixed: Tensor, x: Tensor | None, group: Group, *_: Any) -> Tensor:
-        y, low = forward(group, mixed)
+        y, low = forward(group, mixed, x)
         ctx.group, ctx.adds = group, x is not None
         ctx.save_for_backward(mixed if low is not None else None, low)
-        return y if x is None else y.add_(x)
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
@@ -109,26 +108,25 @@ class GatedMlp(torch.autograd.Function):
         room = room_for_output(gate_up, x)
         both, low = forward_in_place(gate_up, wide, room)
         del wide
-        wide = room_for_input(down, x)
-        ops.swiglu(both, wide[:, : down.weights.inputs])
-        y, down_low = forward_in_place(down, wide)
+        wide = down.weights.gated(both)
+        y, down_low = forward_in_place(down, wide, add=x if adds else None)
         ctx.norm, ctx.gate_up, ctx.down, ctx.adds = norm, gate_up, down, adds
         ctx.save_for_backward(x, rstd, room, low, down_low)
-        return y.add_(x) if adds else y
+        return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, rstd, room, low, down_low = ctx.saved_tensors
         dy = dy.contiguous()
         dproduct, dlow = backward_input(ctx.down, dy)
-        ops.swiglu_backward(dproduct, room[:, : ctx.gate_up.weights.outputs])
+        wide = ctx.gate_up.weights.gated_backward(dproduct, room)
         down_found: list[Tensor | None] = [None] * len(ctx.down.parameters())
         if dlow is not None:  # dproduct now holds the product itself
             down_found = backward_factors(ctx.down, dy, down_low, dlow.T @ dproduct)
         del dproduct
         skip = dy if ctx.adds else None
         dx, found = backward_normed(
-            ctx.gate_up, room, x, low, ctx.norm, rstd, skip, ctx.needs_input_grad[0]
+            ctx.gate_up, room, wide, x, low, ctx.norm, rstd, skip, ctx.needs_input_grad[0]
         )
         return dx, None, None, None, None, *found, *down_found
 

@@ -7,6 +7,7 @@ alpha / rank, beside the frozen weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +61,8 @@ class Group:
 class Shadows:
     """Copies of the trained factors in the dtype of the computation."""
 
+    hold: Callable[[list[Any], int], Weights] = weights_of
+    """Takes the frozen weights of a group over."""
     masters: list[Tensor] = field(default_factory=list)
     copies: list[Tensor] = field(default_factory=list)
     scaled: list[Tensor] = field(default_factory=list)
@@ -89,7 +92,7 @@ class Shadows:
         pairs = [_pair(layer) for layer in layers]
         ranks = [0 if pair is None else pair[0].shape[0] for pair in pairs]
         columns = -(-sum(ranks) // ALIGNMENT) * ALIGNMENT
-        weights = weights_of(bases, columns)
+        weights = self.hold(bases, columns)
         sizes = [base.out_features for base in bases]
         factors: list[Factors | None] = []
         row = column = 0

@@ -41,6 +41,7 @@ class HeadLoss(torch.autograd.Function):
             total += ops.cross_entropy_(logits, target, scale if needs_gradient else None).sum()
             if gradient is not None:
                 gradient[index] = logits @ head
+            del logits  # before the next tile is made, not after
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return total * scale

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from peftcli.recipe.checks import FUSED
 from peftcli.train.fast import layers
 from peftcli.train.fast.blocks import NormRows
+from peftcli.train.fast.fp8 import Fp8
 from peftcli.train.fast.lora import Shadows, Unsupported
 from peftcli.train.fast.loss import HeadLoss
 
@@ -48,10 +49,13 @@ class FastModel:
         return loss
 
 
-def accelerate(model: PreTrainedModel | PeftModel, checkpointing: bool = False) -> FastModel:
+def accelerate(
+    model: PreTrainedModel | PeftModel, checkpointing: bool = False, *, fp8: bool = False
+) -> FastModel:
     """Put the fused functions into `model`; raises Unsupported, changing nothing, where it cannot.
 
-    The model's own forward pass is gone afterwards: it is for training and for held-out loss.
+    The model's own forward pass is gone afterwards: it is for training and for held-out loss. With
+    `fp8` the weights of its layers are turned into 8 bits, layer by layer.
     """
     causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     config = causal.config
@@ -62,9 +66,11 @@ def accelerate(model: PreTrainedModel | PeftModel, checkpointing: bool = False) 
         raise Unsupported("a trained or unusual output head")
     if causal.dtype == torch.float16:
         raise Unsupported("float16")
-    shadows = Shadows()
+    shadows = Shadows(Fp8) if fp8 else Shadows()
     norm = layers.read_norm(causal.model.norm)
     layers.install(list(causal.model.layers), shadows, checkpointing)
+    if fp8 and head.weight.is_cuda:
+        torch.cuda.empty_cache()  # the 16-bit weights leave gaps that activations do not fill
 
     def forward(_: nn.Module, x: Tensor) -> Tensor:
         normed: Tensor = NormRows.apply(x, norm)

@@ -6,7 +6,8 @@ A group is one matrix, with the scaled B matrices beside the weights and the A m
     A |            [dy | dy s B] [W ; A]  the gradient of the input: one product each.
 
 In 16 bits the base's own weights move into that matrix, and the model's parameters become views of
-it; 4-bit weights are expanded into a buffer when they are used.
+it; 4-bit weights are expanded into a buffer when they are used. Weights in fp8 (`fp8.py`) are
+multiplied as they are, and the factors' share is added.
 """
 
 from __future__ import annotations
@@ -16,11 +17,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from peftcli.train.fast import ops
+
 _SCRATCH: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
 class Weights(Protocol):
-    """The matrix of one group."""
+    """The frozen weights of one group, and the products with them.
+
+    `wide` is an input or a gradient in the form that suits the products: what `normed`, `gated` or
+    `gated_backward` gave, or a `room` with the values in its first columns. `low` is x A' and
+    `dlow` its gradient, None without adapters.
+    """
 
     inputs: int
     outputs: int
@@ -29,11 +37,105 @@ class Weights(Protocol):
     shadow_b: Tensor
     """(outputs x columns of the update): the scaled B matrices, block by block."""
 
+    def room(self, like: Tensor, columns: int) -> Tensor:
+        """(tokens x columns or more), of which an input or output takes the first columns."""
+
+    def normed(self, x: Tensor, weight: Tensor, epsilon: float) -> tuple[Any, Tensor]:
+        """RMS norm of x, as an input, and 1/rms."""
+
+    def gated(self, both: Tensor) -> Any:
+        """silu(gate) * up, as an input; `both` holds the two side by side."""
+
+    def gated_backward(self, dh: Tensor, room: Tensor) -> Any:
+        """Overwrites the gradient of h with h, gate and up in `room` with theirs; the latter."""
+
+    def low(self, wide: Any) -> Tensor | None:
+        """x A' of an input."""
+
+    def forward(
+        self, x: Tensor, low: Tensor | None, bias: Tensor | None, add: Tensor | None = None
+    ) -> Tensor:
+        """x W' + low (s B)' + bias + add."""
+
+    def forward_in_place(
+        self, wide: Any, low: Tensor | None, bias: Tensor | None, out: Tensor | None,
+        add: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The same for an input in its form, into the room `out` if there is one."""
+
+    def backward(self, dy: Tensor, dlow: Tensor | None) -> Tensor:
+        """dy W + dlow A."""
+
+    def backward_in_place(self, wide: Any, dlow: Tensor | None) -> Tensor:
+        """The same for a gradient in its form."""
+
+
+class Matrix:
+    """Products with a group that is one matrix whenever it is used."""
+
+    inputs: int
+    outputs: int
+    shadow_a: Tensor
+    shadow_b: Tensor
+
     def matrix(self) -> Tensor:
         """(outputs + columns x inputs + columns); of 4-bit layers until any group's next call."""
+        raise NotImplementedError
+
+    def room(self, like: Tensor, columns: int) -> Tensor:
+        return aligned(len(like), columns + len(self.shadow_a), like.dtype, like.device)
+
+    def normed(self, x: Tensor, weight: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+        wide = self.room(x, self.inputs)
+        return wide, ops.rms_norm(x, weight, epsilon, wide[:, : self.inputs])
+
+    def gated(self, both: Tensor) -> Tensor:
+        wide = self.room(both, self.inputs)
+        ops.swiglu(both, wide[:, : self.inputs])
+        return wide
+
+    def gated_backward(self, dh: Tensor, room: Tensor) -> Tensor:
+        ops.swiglu_backward(dh, room[:, : self.outputs])
+        return room
+
+    def low(self, wide: Tensor) -> Tensor | None:
+        return wide[:, : self.inputs] @ self.shadow_a.T if len(self.shadow_a) else None
+
+    def forward(
+        self, x: Tensor, low: Tensor | None, bias: Tensor | None, add: Tensor | None = None
+    ) -> Tensor:
+        matrix = self.matrix()[: self.outputs, : self.inputs].T
+        y = x @ matrix if bias is None else torch.addmm(bias, x, matrix)
+        if low is not None:
+            y.addmm_(low, self.shadow_b.T)
+        return y if add is None else y.add_(add)
+
+    def forward_in_place(
+        self, wide: Tensor, low: Tensor | None, bias: Tensor | None, out: Tensor | None,
+        add: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        if low is not None:
+            wide[:, self.inputs :] = low
+        matrix = self.matrix()[: self.outputs].T
+        if out is not None:
+            out = out[:, : self.outputs]
+        if bias is None:
+            y = torch.mm(wide, matrix, out=out)
+        else:
+            y = torch.addmm(bias, wide, matrix, out=out)
+        return y if add is None else y.add_(add)
+
+    def backward(self, dy: Tensor, dlow: Tensor | None) -> Tensor:
+        dx = dy @ self.matrix()[: self.outputs, : self.inputs]
+        return dx if dlow is None else dx.addmm_(dlow, self.shadow_a)
+
+    def backward_in_place(self, wide: Tensor, dlow: Tensor | None) -> Tensor:
+        if dlow is not None:
+            wide[:, self.outputs :] = dlow
+        return wide @ self.matrix()[:, : self.inputs]
 
 
-class Resident:
+class Resident(Matrix):
     """A group in 16 bits (or more), held as one matrix."""
 
     def __init__(self, layers: list[nn.Linear], columns: int) -> None:
@@ -56,7 +158,7 @@ class Resident:
         return self._matrix
 
 
-class Quantized:
+class Quantized(Matrix):
     """A group in 4 bits, expanded at each use."""
 
     def __init__(self, layers: list[Any], columns: int) -> None:
@@ -80,6 +182,11 @@ class Quantized:
             _expand(weight, out[start : start + rows, : self.inputs])
             start += rows
         return out
+
+
+def forget_room() -> None:
+    """Free the buffer that expanded weights share; the next use makes it again."""
+    _SCRATCH.clear()
 
 
 def aligned(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
 """Run PEFT's own tests on our bottleneck method: `python run.py PEFT_CHECKOUT [pytest options]`.
 
-The checkout should be of the installed PEFT's version. Its tests import `diffusers` and
-`parameterized`, which peftcli does not need otherwise.
+The checkout should be of the installed PEFT's version: `scripts/peft_suite` fetches it. Its tests
+import what the extra `peft-suite` installs, which peftcli does not need otherwise.
 """
 
 from __future__ import annotations

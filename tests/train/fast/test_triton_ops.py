@@ -14,7 +14,8 @@ CUDA = torch.cuda.is_available()
 if not find_spec("triton") or not (CUDA or os.environ.get("TRITON_INTERPRET") == "1"):
     pytest.skip("needs a GPU, or Triton with TRITON_INTERPRET=1", allow_module_level=True)
 
-from peftcli.train.fast import triton_ops  # noqa: E402
+from peftcli import fp8  # noqa: E402
+from peftcli.train.fast import triton_fp8, triton_ops, triton_products  # noqa: E402
 
 pytestmark = [pytest.mark.gpu] if CUDA else []
 DEVICE = "cuda" if CUDA else "cpu"
@@ -115,3 +116,99 @@ def test_four_bit_weights_expand_to_bitsandbytes_own_values(kind: str, double: b
     triton_ops.dequantize(packed, state, room[:, :1024])
     torch.testing.assert_close(room[:, :1024], wanted, rtol=4e-3 if CUDA else 1e-6, atol=1e-6)
     assert room[:, 1024:].isnan().all()
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("columns", [96, 2048, 40000])
+def test_rows_are_quantised_as_by_the_twin(columns: int, scaled: bool, dtype: torch.dtype) -> None:
+    """Codes that fp8 holds already, times powers of two: nothing may be rounded."""
+    codes = (torch.randn(6, columns) * 60).to(fp8.DTYPE).float()
+    codes[:, 3] = fp8.LARGEST
+    codes[4] = 0
+    factors = 2.0 ** torch.randint(-3, 4, (columns, 1)).float()
+    rows = 2.0 ** torch.tensor([-60.0, -9, 0, 3, 0, 40])[:, None]
+    x = codes * rows / (factors.T if scaled else 1)
+    room = made(6, columns + 8, dtype=dtype)
+    room[:, :columns] = x.to(dtype)
+    found, scales = triton_fp8.quantize_rows(
+        room[:, :columns], factors.to(DEVICE) if scaled else None
+    )
+    assert torch.equal(found.float().cpu(), codes)
+    zero = torch.tensor([False] * 4 + [True, False])
+    torch.testing.assert_close(scales.cpu()[~zero], rows[~zero], rtol=1e-6, atol=0)
+
+
+@pytest.mark.skipif(not CUDA, reason="the interpreter rounds wrongly where the exponent changes")
+def test_rounding_is_that_of_the_twin(dtype: torch.dtype) -> None:
+    x = made(64, 5000, dtype=dtype)
+    found, scales = triton_fp8.quantize_rows(x)
+    wanted, wanted_scales = fp8.quantize_rows(x.cpu())
+    torch.testing.assert_close(scales.cpu(), wanted_scales, rtol=1e-6, atol=0)
+    differing = (found.float().cpu() != wanted.float()).float().mean()
+    assert differing < 1e-3  # a division that ends a bit lower falls on the other side of a tie
+    near(found.float() * scales, wanted.float() * wanted_scales, torch.bfloat16)
+
+
+@pytest.mark.skipif(not CUDA, reason="how fp8 is cast is the GPU's own")
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_stay_so(wrong: float) -> None:
+    x = torch.randn(3, 64, device=DEVICE)
+    x[1, 5] = wrong
+    codes, scales = triton_fp8.quantize_rows(x)
+    assert (codes.float() * scales).isfinite().all(1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (200, 304), (128, 1024)])
+def test_bytes_are_turned_over(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    source = torch.randint(0, 256, shape, dtype=torch.uint8).to(DEVICE)
+    target = torch.zeros(shape[1], shape[0], dtype=torch.uint8, device=DEVICE)
+    triton_products.turn(source.view(fp8.DTYPE), target.view(fp8.DTYPE))
+    assert torch.equal(target, source.T)
+
+
+def same_codes(
+    found: tuple[torch.Tensor, torch.Tensor], wanted: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    """All but a few: the interpreter halves what rounds up to a power of two; GPUs have ties."""
+    torch.testing.assert_close(found[1].cpu(), wanted[1], rtol=1e-2, atol=0)
+    assert (found[0].float().cpu() != wanted[0].float()).float().mean() < 0.05
+
+
+@pytest.mark.parametrize("columns", [64, 96, 2048])
+def test_rms_norm_with_codes(columns: int, dtype: torch.dtype) -> None:
+    x = made(7, columns, dtype=dtype)
+    weight = (torch.rand(columns) + 0.5).to(dtype).to(DEVICE)
+    values, wanted = torch.empty_like(x), torch.empty_like(x)
+    codes, scales, rstd = triton_fp8.rms_norm(x, weight, 1e-5, values)
+    near(rstd, triton_ops.rms_norm(x, weight, 1e-5, wanted), torch.float32)
+    near(values, wanted, dtype)
+    same_codes((codes, scales), fp8.quantize_rows(wanted.cpu()))
+
+
+@pytest.mark.parametrize("columns", [24, 2500, 20000])
+def test_swiglu_with_codes_and_its_gradient(columns: int, dtype: torch.dtype) -> None:
+    both, dh = made(5, 2 * columns, dtype=dtype), made(5, columns, dtype=dtype)
+    factors = torch.rand(2 * columns, 1).to(DEVICE) + 0.1
+    values, wanted = torch.empty_like(dh), torch.empty_like(dh)
+    codes = triton_fp8.swiglu(both, values)
+    triton_ops.swiglu(both, wanted)
+    assert torch.equal(values, wanted)
+    same_codes(codes, fp8.quantize_rows(wanted.cpu()))
+    again, product = both.clone(), dh.clone()
+    triton_ops.swiglu_backward(product, again)
+    codes = triton_fp8.swiglu_backward(dh, both, factors)
+    near(both, again, dtype)
+    near(dh, product, dtype)
+    same_codes(codes, fp8.quantize_rows(both.cpu(), factors.cpu().T))
+
+
+@pytest.mark.parametrize(("rows", "columns", "ranks"), [(5, 48, 8), (70, 160, 24), (64, 128, 128)])
+def test_factors_and_stream_are_added_at_once(
+    rows: int, columns: int, ranks: int, dtype: torch.dtype
+) -> None:
+    y, add = made(rows, columns, dtype=dtype), made(rows, columns, dtype=dtype)
+    low, factors = made(rows, ranks, dtype=dtype), made(columns, ranks, dtype=dtype)
+    wanted = y.double() + low.double() @ factors.double().T + add.double()
+    triton_products.add_both(y, low, factors, add)
+    near(y, wanted, dtype)

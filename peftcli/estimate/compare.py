@@ -1,0 +1,88 @@
+"""An estimate beside a measurement, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from peftcli.estimate.result import Estimate
+from peftcli.estimate.show import table
+
+PARTS = {
+    "loading_gib": "peak while loading",
+    "base_gib": "base",
+    "adapter_gib": "adapter",
+    "states_gib": "optimizer states",
+    "paged_gib": "paged optimizer states",
+    "peak_gib": "peak allocated in a step",
+    "reserved_gib": "peak reserved",
+    "card_gib": "nvidia-smi",
+    "step_seconds": "seconds a step",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One quantity; `error` is how far the prediction lies from the measurement, as a share."""
+
+    part: str
+    predicted: float
+    measured: float
+
+    @property
+    def error(self) -> float | None:
+        return self.predicted / self.measured - 1 if self.measured > 0 else None
+
+
+def predicted(estimate: Estimate) -> dict[str, float]:
+    """What an estimate says of each quantity that can be measured."""
+    memory = estimate.memory
+    found = {
+        "loading_gib": memory.loading_gib,
+        "base_gib": memory.base_gib,
+        "adapter_gib": memory.adapter_gib,
+        "states_gib": memory.states_gib,
+        "paged_gib": memory.paged_gib,
+        "peak_gib": memory.likely_gib,
+        "reserved_gib": memory.reserved_gib,
+        "card_gib": memory.card_gib,
+    }
+    if estimate.time is not None:
+        found["step_seconds"] = estimate.time.step_seconds
+    return found
+
+
+def compare(estimate: Estimate, measured: Mapping[str, object]) -> list[Line]:
+    """One line for each quantity that was both predicted and measured."""
+    said = predicted(estimate)
+    lines = []
+    for part in PARTS:
+        value = measured.get(part)
+        if part in said and isinstance(value, float | int):
+            lines.append(Line(part, said[part], float(value)))
+    return lines
+
+
+def show_comparison(estimate: Estimate, lines: Sequence[Line]) -> None:
+    """The lines as a table."""
+    settings = estimate.settings
+    print(
+        f"{estimate.model} on {estimate.gpu}, {estimate.method}: micro_batch_size "
+        f"{settings.micro_batch_size} x {settings.accumulation}, checkpointing "
+        f"{settings.checkpointing}, {settings.tokens_per_row:,} tokens a row"
+    )
+    rows = [
+        (
+            PARTS[line.part],
+            f"{line.predicted:.3f}",
+            f"{line.measured:.3f}",
+            "" if line.error is None else f"{line.error:+.1%}",
+        )
+        for line in lines
+    ]
+    print(table(("GiB, or seconds", "predicted", "measured", "difference"), rows))
+    inside = [x for x in lines if x.part == "peak_gib"]
+    for line in inside:
+        low, high = estimate.memory.low_gib, estimate.memory.high_gib
+        where = "inside" if low <= line.measured <= high else "OUTSIDE"
+        print(f"the measured peak lies {where} the estimate's {low:.2f} to {high:.2f} GiB")

@@ -1,0 +1,60 @@
+"""What the reader of an estimate must know to trust or mistrust its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from peftcli.architecture.shapes import CheckpointQuantization
+from peftcli.estimate.fit import CALIBRATED
+from peftcli.estimate.gpus import FP8_FROM, GIB, Gpu
+from peftcli.estimate.plan import Plan
+from peftcli.estimate.result import Rows
+from peftcli.estimate.weights import storage
+from peftcli.recipe.schema import Recipe
+
+
+def notes_on(recipe: Recipe, plan: Plan, rows: Rows, gpu: Gpu) -> Iterator[str]:
+    """One sentence for each doubt."""
+    architecture = plan.architecture
+    if not architecture.exact:
+        yield f"{architecture.model_type} is not known: sizes are those of a plain decoder"
+    if architecture.model_type not in CALIBRATED:
+        yield "the memory of this family was never checked: the band is wide"
+    yield from _mixture(plan)
+    if architecture.quantization is not None:
+        yield _checkpoint(architecture.quantization, chosen=recipe.method)
+    if recipe.method.frozen_in_fp8 and gpu.compute < FP8_FROM:
+        yield f"{gpu.name} does not multiply in fp8: `train` refuses it there"
+    if plan.magnitudes:
+        yield "DoRA multiplies each update out in the shape of its weight: slow, and counted"
+    if rows.how:
+        yield rows.how
+    elif rows.longest is None:
+        yield "the rows were not read: every row is taken as long as data.max_length"
+
+
+def _mixture(plan: Plan) -> Iterator[str]:
+    experts = plan.architecture.experts
+    if not experts:
+        return
+    size = sum(x.parameters() for x in experts)
+    form = storage(plan)
+    if form is not None and not form.experts:
+        held = size * plan.base_bytes / GIB
+        yield f"experts stay in 16 bits: bitsandbytes leaves {held:.1f} GiB of them alone"
+    if plan.targets:
+        names = ", ".join(dict.fromkeys(target.suffix for target in plan.targets))
+        yield (
+            f"LoRA reaches {names}; the {experts[0].count} experts of a layer are fused "
+            f"parameters, {size:,} in all, which it leaves alone"
+        )
+
+
+def _checkpoint(stored: CheckpointQuantization, *, chosen: object) -> str:
+    asked = getattr(chosen, "quantization", None)
+    if not stored.held:
+        how = f"in {stored.method}" if stored.method != "unknown" else "quantised, nobody says how"
+        return f"the checkpoint is stored {how}; its weights are counted in 16 bits"
+    bits = f"{stored.bits} bits"
+    text = f"the checkpoint is stored in {stored.method}, {bits}, and is held so"
+    return f"{text}; method.quantization: {asked} changes nothing" if asked else text

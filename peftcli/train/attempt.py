@@ -1,0 +1,156 @@
+"""One go at the steps of a run; it ends, is interrupted, fails, or runs out of memory."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from peftcli.events import Listener, Note
+from peftcli.models import Device
+from peftcli.recipe.schema import Recipe
+from peftcli.run_dir import RunDir
+from peftcli.train import checkpoints, rng
+from peftcli.train.build import build_trainer
+from peftcli.train.health import Health
+from peftcli.train.interruption import Interruption
+from peftcli.train.monitor import Monitor
+from peftcli.train.plan import Plan
+from peftcli.train.setting import Setting
+from peftcli.train.starting import Starting
+from peftcli.train.trainer import RecipeTrainer
+
+# PyTorch has an error of its own for the GPU; for the CPU, cuBLAS and the driver only a text.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The steps are done, or the recipe or the numbers stopped them."""
+
+    trainer: RecipeTrainer
+    monitor: Monitor
+
+
+@dataclass(frozen=True)
+class RanOut:
+    """A step did not fit; `checkpoint` is where the run can go on, None at the start."""
+
+    step: int
+    checkpoint: Path | None
+
+
+def attempt(
+    recipe: Recipe,
+    setting: Setting,
+    folder: RunDir,
+    model: PreTrainedModel | PeftModel | None,
+    checkpoint: Path | None,
+    interruption: Interruption,
+    tell: Listener,
+    *,
+    probe: bool,
+) -> Ended | RanOut:
+    """Train from `checkpoint` on; KeyboardInterrupt after a signal, once everything is saved."""
+    health = health_of(recipe, setting.device)
+    monitor = Monitor(folder.metrics, tell, tokens_per_step(setting), health)
+    starting = Starting(checkpoint, tell, probe=probe)
+    trainer = build_trainer(recipe, setting, folder, model, monitor, interruption, health)
+    tell(Note(trainer.kernels))
+    trainer.add_callback(starting)
+    starting.trainer = trainer
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        return Ended(trainer, monitor)
+    except KeyboardInterrupt:
+        _save_unevaluated(trainer, interruption)
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold the activations
+        trainer._log_finished(leave=0)
+        if health.failure is not None:  # of the step before, which was not looked at yet
+            return Ended(trainer, monitor)
+    finally:
+        monitor.close()
+    return RanOut(trainer.state.global_step, _rescued(trainer, folder, checkpoint, starting.whole))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short, on a GPU or on the machine."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(mark in str(error) for mark in OUT_OF_MEMORY)
+
+
+def smaller(plan: Plan) -> Plan | None:
+    """The plan with half the rows at a time (or fewer) and the same batch; None at one row."""
+    batch = plan.micro_batch_size * plan.accumulation
+    return next(
+        (with_rows(plan, n) for n in range(plan.micro_batch_size // 2, 0, -1) if batch % n == 0),
+        None,
+    )
+
+
+def with_rows(plan: Plan, rows: int) -> Plan:
+    """The plan with that many rows at a time and the same batch."""
+    batch = plan.micro_batch_size * plan.accumulation
+    return replace(plan, micro_batch_size=rows, accumulation=batch // rows)
+
+
+def tokens_per_step(setting: Setting) -> float:
+    """How many tokens an optimizer step reads, on average."""
+    tokens = setting.prepared.report.train.tokens
+    return tokens / len(setting.train) * setting.plan.micro_batch_size * setting.plan.accumulation
+
+
+def free_memory() -> None:
+    """Give back what a trainer that is gone held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _rescued(
+    trainer: RecipeTrainer, folder: RunDir, began: Path | None, whole: bool
+) -> Path | None:
+    """A checkpoint of the last whole step, written now if the parameters are still its own."""
+    step = trainer.state.global_step
+    if step == 0:
+        return began
+    target = folder.checkpoints / f"checkpoint-{step}"
+    if target.exists() and checkpoints.verify(target) is None:
+        return target
+    if not whole or trainer.control.should_evaluate:
+        saved = [n for n in checkpoints.steps(folder.checkpoints) if n <= step]
+        return folder.checkpoints / f"checkpoint-{max(saved)}" if saved else None
+    trainer.model.zero_grad(set_to_none=True)
+    free_memory()
+    trainer._save_checkpoint(trainer.model, None)
+    return target
+
+
+def _save_unevaluated(trainer: RecipeTrainer, interruption: Interruption) -> None:
+    """A signal cut an evaluation short: save the step, and note that it was not looked at."""
+    if interruption.before_evaluation is None or not trainer.control.should_evaluate:
+        return
+    rng.restore(interruption.before_evaluation)
+    trainer.unevaluated = True
+    trainer._save_checkpoint(trainer.model, None)
+
+
+def health_of(recipe: Recipe, device: Device) -> Health:
+    """What judges the numbers of a run, as the recipe says."""
+    training = recipe.training
+    return Health(
+        on_nonfinite=training.on_nonfinite,
+        max_nonfinite=training.max_nonfinite_steps,
+        max_norm=training.max_grad_norm,
+        scaled=device.kind == "cuda" and device.dtype == "float16",
+    )

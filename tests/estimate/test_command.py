@@ -1,0 +1,249 @@
+"""`peftcli estimate` as a user meets it: real processes, what they print, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from forked import Done, server
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+}
+HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "numpy", "pyarrow", "matplotlib"}
+
+
+def estimate(*arguments: str, cwd: Path | None = None, **environment: str) -> Done:
+    return server().run("estimate", *arguments, cwd=cwd, environment=dict(environment))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+def test_a_local_config_on_a_card(model: Path) -> None:
+    done = estimate("--model", str(model), "--gpu", "4090", "--explain")
+    assert done.returncode == 0, done.stderr
+    assert "on RTX 4090: fits" in done.stdout
+    assert "8,030,261,248 parameters" in done.stdout
+    assert "nvidia-smi shows" in done.stdout
+    assert "at most" in done.stdout
+    assert "inputs of the norms 16,392" in done.stdout
+    assert "GB" not in done.stdout.replace("GiB", "")
+
+
+def test_a_card_that_is_too_small_ends_with_3_and_lines_to_paste(model: Path) -> None:
+    done = estimate("--model", str(model), "--method", "lora", "--gpu", "16GB")
+    assert done.returncode == 3
+    assert "fits with changes" in done.stdout
+    assert "    method:\n      name: qlora\n" in done.stdout
+    assert "cannot hold this run" in done.stderr
+
+
+def test_methods_side_by_side_at_one_micro_batch(model: Path) -> None:
+    done = estimate("--compare", "--model", str(model), "--gpu", "h100", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert list(found) == [
+        *("lora", "dora", "lora, fp8", "qlora", "adapter", "adapter, 4-bit", "full")
+    ]
+    assert found["lora, fp8"]["memory"]["base_gib"] < 0.6 * found["lora"]["memory"]["base_gib"]
+    shapes = {
+        (x["settings"]["micro_batch_size"], x["settings"]["checkpointing"]) for x in found.values()
+    }
+    assert shapes == {(1, "full")}
+    assert found["qlora"]["cheapest_gpu"] == "RTX 3090"
+    assert found["full"]["cheapest_gpu"] == "B200"
+    assert found["lora"]["adapter_file_gib"] == pytest.approx(4 * 41_943_040 / 2**30)
+    shown = estimate("--compare", "--model", str(model)).stdout
+    assert "micro_batch_size 1, checkpointing full" in shown
+    assert "41,943,040  160.0 MiB" in shown
+
+
+def test_comparing_keeps_the_keys_that_methods_share(model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"model: {model}\nmethod: {{name: lora, rank: 64, use_rslora: true}}\n"
+        "data: {train: no-such-file.jsonl}\ntraining: {micro_batch_size: 2}\noutput: out\n"
+    )
+    done = estimate(str(recipe), "--compare", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["qlora"]["trainable"] == found["lora"]["trainable"] == 4 * 41_943_040
+    assert {x["settings"]["micro_batch_size"] for x in found.values()} == {2}
+
+
+def test_comparing_leaves_out_what_does_not_go_together(model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"model: {model}\nmethod: {{name: lora, dropout: 0.1}}\n"
+        "data: {train: no-such-file.jsonl}\noutput: out\n"
+    )
+    found = json.loads(estimate(str(recipe), "--compare", "--json").stdout)
+    assert "lora, fp8" not in found
+    assert found["dora"]["verdict"]
+
+
+def test_every_card_without_a_name(model: Path) -> None:
+    done = estimate("--model", str(model))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:3] == ["GPU", "verdict", "micro"]
+    assert any(line.startswith("H200") for line in lines)
+
+
+def test_rows_are_counted_and_the_way_is_told(model: Path, tmp_path: Path) -> None:
+    row = {
+        "messages": [
+            {"role": "user", "content": "x" * 400},
+            {"role": "assistant", "content": "y" * 400},
+        ]
+    }
+    (tmp_path / "rows.jsonl").write_text((json.dumps(row) + "\n") * 500)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"model: {model}\nmethod: qlora\ndata: {{train: rows.jsonl, eval: null}}\noutput: out\n"
+    )
+    done = estimate(str(recipe), "--gpu", "h100", "--price", "1.99", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["time"]["steps"] == 3 * 32
+    assert any("no tokenizer was run" in note for note in found["notes"])
+    high = found["time"]["high_seconds"] / 3600 * 1.99
+    assert found["time"]["high_cost_usd"] == pytest.approx(high)
+    shown = estimate(str(recipe), "--gpu", "h100", cwd=tmp_path).stdout
+    assert "USD an hour, read 2026-08 to 2026-11, no promise" in shown
+
+
+def test_prices_of_ones_own(model: Path, tmp_path: Path) -> None:
+    table = tmp_path / "prices.csv"
+    table.write_text("gpu,low,high,read,source\nRTX 3060,0.05,0.06,2026-12,a neighbour\n")
+    arguments = ("--model", str(model), "--compare", "--json")
+    done = estimate(*arguments, PEFTCLI_PRICES=str(table))
+    assert json.loads(done.stdout)["qlora"]["cheapest_gpu"] == "RTX 3060"
+    table.write_text("RTX 3060,free\n")
+    wrong = estimate(*arguments, PEFTCLI_PRICES=str(table))
+    assert wrong.returncode == 2
+    assert f"{table}:1: not a price" in wrong.stderr
+
+
+BAD = [
+    ({"hidden_size": None}, "hidden_size or n_embd or d_model or n_embed is missing"),
+    ({"vocab_size": -1}, "vocab_size is -1"),
+    ({"vocab_size": 10**30}, "vocab_size is 1000000000"),
+    ({"num_hidden_layers": "many"}, "num_hidden_layers is 'many'"),
+    ({"intermediate_size": 1e30}, "intermediate_size is 1e+30"),
+    ({"model_type": None}, "model_type is missing"),
+    ({"model_type": None, "peft_type": "LORA"}, "the configuration of an adapter"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), BAD)
+def test_a_wrong_config_is_named_and_ends_with_2(
+    change: dict[str, Any], named: str, model: Path
+) -> None:
+    (model / "config.json").write_text(json.dumps({**CONFIG, **change}))
+    done = estimate("--model", str(model), "--gpu", "24GB")
+    assert done.returncode == 2, done.stdout
+    assert named in done.stderr
+    assert str(model / "config.json") in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+WRONG_ARGUMENTS = [
+    (("--model", "no-such-model"), "not in the catalog"),
+    (("--model", "no/such-model", "--offline"), "not in the catalog"),
+    (("--model", "x" * 5000), "not in the catalog"),
+    (("--model", "llama-3.1-8b", "--gpu", "toaster"), "'toaster' is not in the table"),
+    (("--model", "llama-3.1-8b", "--price", "nan"), "--price nan: not a price"),
+    (("--model", "llama-3.1-8b", "--price", "-1"), "--price -1: not a price"),
+    (("--model", "llama-3.1-8b", "--price", "1e30"), "not a price"),
+    (("--model", "llama-3.1-8b", "--method", "lorra"), "lorra"),
+    ((), "no recipe"),
+    (("no-such-recipe.yaml",), "no such recipe"),
+    (("--model", "llama-3.1-8b", "--set", "training.batch_size=-1"), "training.batch_size"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), WRONG_ARGUMENTS)
+def test_wrong_arguments_end_with_2(arguments: tuple[str, ...], named: str, tmp_path: Path) -> None:
+    done = estimate(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_folder_of_another_kind(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "cat.png").write_bytes(b"\x89PNG")
+    done = estimate("--model", str(tmp_path / "pictures"), "--gpu", "24GB")
+    assert done.returncode == 2
+    assert "pictures/config.json: no such file" in done.stderr
+
+
+def test_absurd_sizes_that_are_numbers_do_not_crash(model: Path) -> None:
+    (model / "config.json").write_text(
+        json.dumps({**CONFIG, "hidden_size": 2**20, "intermediate_size": 10**9})
+    )
+    done = estimate("--model", str(model), "--gpu", "24GB")
+    assert done.returncode == 3
+    assert "does not fit" in done.stdout
+
+
+def test_measuring_needs_a_gpu(model: Path) -> None:
+    done = estimate("--model", str(model), "--measure", CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 3
+    assert "--measure: PyTorch sees no GPU here" in done.stderr
+    named = estimate("--model", str(model), "--measure", "--gpu", "h100")
+    assert named.returncode == 3
+    assert "not on --gpu h100" in named.stderr
+
+
+def test_nothing_heavy_is_loaded(model: Path) -> None:
+    code = (
+        "import sys\nfrom peftcli.cli import app\n"
+        f"sys.argv = ['peftcli', 'estimate', '--model', {str(model)!r}, '--gpu', '12GB']\n"
+        "try:\n    app()\nexcept SystemExit:\n    pass\n"
+        f"print('loaded', *sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "loaded"
+
+
+def processor_seconds(command: list[str], times: int) -> float:
+    """The median over processes of the time they kept a processor busy, start and end included."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    found = []
+    for _ in range(times + 1):  # the first one compiles
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return statistics.median(found[1:])
+
+
+def test_an_estimate_takes_little_more_than_to_start_its_libraries(model: Path) -> None:
+    # The bound is a ratio, because other work on the machine slows both sides alike; on an idle
+    # machine the whole process takes less than 0.3 s.
+    libraries = "import yaml, typer.main, typer._adapters, pydantic.main"
+    floor = processor_seconds([sys.executable, "-c", libraries], 20)
+    ours = [sys.executable, "-m", "peftcli", "estimate", "--model", str(model), "--gpu", "4090"]
+    assert processor_seconds(ours, 20) < 2.2 * floor

@@ -1,0 +1,192 @@
+"""What the fused step really keeps, against the formula; and when the estimate counts on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+
+from peftcli.architecture.config import architecture_from, linear_shapes
+from peftcli.estimate.facts import fused_step_of, plan_of
+from peftcli.estimate.gpus import find_gpu
+from peftcli.estimate.groups import factors_and_room
+from peftcli.estimate.memory import training_peak
+from peftcli.estimate.plan import Plan
+from peftcli.methods.bottleneck_tuner import BottleneckConfig
+from peftcli.models import wrap
+from peftcli.recipe.schema import Recipe
+from peftcli.train import attention
+from peftcli.train.batches import Batches
+from peftcli.train.fast.lora import Unsupported
+from peftcli.train.fast.model import accelerate
+
+RANK, WIDTH = 8, 16
+SIZES: dict[str, Any] = {
+    "vocab_size": 256,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,  # as many as queries: repeated keys are no part of the fused step
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
+CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+
+
+def model_of(family: str, method: str = "lora", **options: Any) -> Any:
+    """A bfloat16 model with a float32 adapter on all linears."""
+    attention.register()
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(
+        CONFIGS[family](**SIZES), attn_implementation=attention.NAME, dtype=torch.bfloat16
+    )
+    config: Any = LoraConfig(task_type="CAUSAL_LM", r=RANK, target_modules="all-linear", **options)
+    if method == "adapter":
+        modules = ["o_proj", "down_proj"]
+        config = BottleneckConfig(
+            task_type="CAUSAL_LM", target_modules=modules, bottleneck_size=WIDTH, **options
+        )
+    return get_peft_model(base, config).train()
+
+
+def plan_for(family: str, method: str, tokens: int, checkpointing: bool) -> Plan:
+    architecture = architecture_from(CONFIGS[family](**SIZES).to_dict())
+    targets = () if method == "adapter" else tuple(linear_shapes(architecture, "all-linear"))
+    each = 2 * SIZES["hidden_size"] * WIDTH + WIDTH + SIZES["hidden_size"]
+    plan = Plan(
+        architecture=architecture,
+        trainable=sum(x.count * RANK * (x.inputs + x.outputs) for x in targets) or 6 * each,
+        targets=targets,
+        rank=RANK if targets else 0,
+        bottleneck=0 if targets else WIDTH,
+        sites=0 if targets else 2,
+        batch=2,
+        micro_batch=2,
+        length=tokens,
+        checkpointing=checkpointing,
+        quantization="fp8" if method == "fp8" else None,
+    )
+    return replace(plan, step=fused_step_of(plan))
+
+
+def kept_bytes(model: Any, fast: Any, length: int) -> int:
+    """Bytes that the layers keep for the backward pass of two rows, parameters left out."""
+    own = {x.untyped_storage().data_ptr() for x in model.parameters()}
+    own |= {x.untyped_storage().data_ptr() for x in fast.shadows.copies}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in own:
+            kept[place] = tensor.untyped_storage().nbytes()
+            alive.append(tensor)
+        return tensor
+
+    alive: list[torch.Tensor] = []
+    rows = [{"input_ids": [5] * length, "labels": [5] * length}] * 2
+    (batch,) = Batches(0, 2, length, apart=True)(rows)["micro_batches"]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        fast.body(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            cu_seq_lens_q=batch.get("cu_seq_lens"),
+            max_length_q=batch["longest"],
+            use_cache=False,
+        )
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("method", ["lora", "fp8", "adapter"])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_bytes_for_each_token(family: str, method: str, checkpointing: bool) -> None:
+    model = model_of(family, method)
+    fast = accelerate(model, checkpointing, fp8=method == "fp8")
+    grown = kept_bytes(model, fast, 192) - kept_bytes(model, fast, 64)
+    plans = [plan_for(family, method, tokens, checkpointing) for tokens in (64, 192)]
+    found = [_activations(plan) for plan in plans]
+    expected = (found[1] - found[0]) / 256 + 2 * SIZES["hidden_size"] + 4  # the last norm's input
+    if checkpointing:  # the function that computes again holds the rotation, autograd does not
+        expected -= 4 * SIZES["head_dim"]
+    assert grown / 256 == expected
+
+
+def _activations(plan: Plan) -> float:
+    parts = training_peak(plan).parts
+    return sum(part.size for part in parts if part.name == "activations")
+
+
+RECIPES: list[dict[str, Any]] = [
+    {"name": "lora"},
+    {"name": "lora", "dropout": 0.1},
+    {"name": "lora", "use_dora": True},
+    {"name": "lora", "target_modules": ["q_proj", "down_proj"], "layers": [1]},
+    {"name": "lora", "modules_to_save": ["lm_head"]},
+    {"name": "lora", "modules_to_save": ["embed_tokens"]},
+    {"name": "lora", "trainable_token_indices": [3]},
+    {"name": "lora", "use_rslora": True, "rank_pattern": {"q_proj": 4}},
+    {"name": "adapter"},
+    {"name": "adapter", "placement": "pfeiffer"},
+    {"name": "adapter", "placement": "parallel"},
+    {"name": "adapter", "dropout": 0.1},
+    {"name": "adapter", "modules_to_save": ["lm_head"]},
+    {"name": "full"},
+]
+
+
+@pytest.mark.parametrize("method", RECIPES, ids=lambda method: " ".join(map(str, method.values())))
+def test_the_estimate_counts_on_the_step_that_train_takes(method: dict[str, Any]) -> None:
+    keys = {"model": {"name": "x"}, "data": {"train": "rows.jsonl"}, "output": "run"}
+    recipe = Recipe.model_validate({**keys, "method": method})
+    config = CONFIGS["llama"](**SIZES)
+    architecture = architecture_from(config.to_dict())
+    plan = plan_of(recipe, architecture, find_gpu("H100"), length=64, packing=False)
+    attention.register()
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
+    wrapped = recipe.method.peft_config(architecture)
+    try:
+        accelerate(model if wrapped is None else wrap(model, wrapped))
+        fused = True
+    except Unsupported:
+        fused = False
+    assert plan.step.name.startswith("fused") == fused
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": {"kernels": "plain"}},
+        {"training": {"neftune_noise_alpha": 5.0}},
+        {"model": {"name": "x", "attention": "eager"}},
+        {"model": {"name": "x", "dtype": "float16"}},
+    ],
+)
+def test_what_turns_the_fused_step_off(changes: dict[str, Any]) -> None:
+    keys = {"model": {"name": "x"}, "data": {"train": "rows.jsonl"}, "output": "run"}
+    recipe = Recipe.model_validate({**keys, "method": {"name": "lora"}, **changes})
+    architecture = architecture_from(CONFIGS["llama"](**SIZES).to_dict())
+    plan = plan_of(recipe, architecture, find_gpu("H100"), length=64, packing=False)
+    assert plan.step.name.startswith("TRL")
+
+
+@pytest.mark.parametrize("method", ["lora", "adapter"])
+def test_factors_lie_in_the_matrices_of_the_weights(method: str) -> None:
+    model = model_of("llama", method)
+    before = _held(list(model.parameters()))
+    fast = accelerate(model)
+    after = _held([*model.parameters(), *(x for x in fast.shadows.copies if x is not None)])
+    (part,) = factors_and_room(plan_for("llama", method, 64, False))
+    assert part.size == after - before
+
+
+def _held(tensors: list[torch.Tensor]) -> int:
+    """Bytes of the storages; several views of one count once."""
+    return sum(
+        {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values()
+    )

@@ -1,0 +1,211 @@
+"""Figures that are read while the next step runs: the same run, and no bad step gets further."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from poison import poison
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import LlamaModel, TrainerCallback
+
+from peftcli.errors import NumericalError
+from peftcli.events import Event, Note, Step
+from peftcli.recipe.document import Document
+from peftcli.recipe.load import LoadedRecipe, validate
+from peftcli.train import attempt, checkpoints
+from peftcli.train.build import build_trainer
+from peftcli.train.run import Options, run
+from peftcli.train.trainer import RecipeTrainer
+
+Late = Callable[[], "Held"]
+GUARDED, JUDGED_FIRST = "adamw_torch_fused", "paged_adamw_32bit"
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def recipe(
+    base: Path, rows: Path, output: Path, share: float | None = None, **training: object
+) -> LoadedRecipe:
+    steps: dict[str, object] = {"max_steps": 12, "batch_size": 4, "learning_rate": 1e-2}
+    steps |= {"save_steps": 5, "device": "cpu"}
+    values = {
+        "model": str(base),
+        "method": {"name": "lora", "rank": 4},
+        "data": {"train": str(rows), "eval": share, "max_length": 64},
+        "training": steps | training,
+        "evaluation": {"steps": 5} if share else {},
+        "output": str(output),
+    }
+    return validate(Document("test.yaml", values))
+
+
+class Held(TrainerCallback):  # type: ignore[misc]
+    """What parameters and optimizer were before each step."""
+
+    def __init__(self, trainer: RecipeTrainer) -> None:
+        self.trainer = trainer
+        self.before: dict[int, list[torch.Tensor]] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.before[state.global_step + 1] = self.now()
+
+    def now(self) -> list[torch.Tensor]:
+        states = self.trainer.optimizer.state.values()
+        trained = [p.detach() for p in self.trainer.model.parameters() if p.requires_grad]
+        held = (torch.as_tensor(value) for state in states for value in state.values())
+        return [tensor.clone() for tensor in (*trained, *held)]
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> Late:
+    """The real trainer reads late on any device; gives what the last one held."""
+    built: list[Held] = []
+
+    def build(*arguments: Any) -> RecipeTrainer:
+        trainer = build_trainer(*arguments)
+        trainer.late = True
+        built.append(Held(trainer))
+        trainer.add_callback(built[-1])
+        return trainer
+
+    monkeypatch.setattr(attempt, "build_trainer", build)
+    return lambda: built[-1]
+
+
+def lines(output: Path) -> list[dict[str, Any]]:
+    keys = ("step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss")
+    found = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    return [{key: line.get(key) for key in keys} for line in found]
+
+
+def timeless(event: Event, output: Path) -> str:
+    """An event without what the clock and the folder add to it."""
+    if isinstance(event, Step):
+        event = replace(event, tokens_per_second=0.0, memory_gib=0.0, remaining_seconds=0.0)
+    return str(event).replace(str(output), "")
+
+
+def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+CASES: dict[str, dict[str, object]] = {
+    "guarded": {},
+    "judged first": {"optimizer": JUDGED_FIRST},
+    "skipping": {"on_nonfinite": "skip"},
+}
+
+
+@pytest.mark.parametrize("training", CASES.values(), ids=CASES)
+def test_a_run_that_reads_late_is_the_same_run(
+    base_model: Path,
+    rows: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    training: dict[str, Any],
+) -> None:
+    """Every figure, warning and event, the schedule and the weights, also after a resume."""
+    one, other, told = tmp_path / "at-once", tmp_path / "late", []
+    base = base_model
+    if "on_nonfinite" in training:
+        base = poison(base_model, rows, tmp_path / "poisoned")
+    for output in (one, other):
+        if output == other:
+            request.getfixturevalue("late")
+        events: list[Event] = []
+        run(recipe(base, rows, output, 0.1, **training), Options(), events.append)
+        told.append([timeless(e, output) for e in events if not isinstance(e, Note)])
+    assert told[0] == told[1]
+    assert lines(one) == lines(other)
+    assert [line["step"] for line in lines(one) if line["eval_loss"] is None] == [*range(1, 13)]
+    weights = adapter(one / "adapter")
+    assert all(torch.equal(t, adapter(other / "adapter")[name]) for name, t in weights.items())
+    last = other / "checkpoints" / "checkpoint-12"
+    manifest = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(manifest | {"status": "running"}))
+    (last / "adapter_model.safetensors").unlink()
+    run(recipe(base, rows, other, 0.1, **training), Options(resume=True), lambda event: None)
+    assert lines(one) == lines(other)
+    assert all(torch.equal(t, adapter(other / "adapter")[name]) for name, t in weights.items())
+
+
+def bad_step(base: Path, rows: Path, output: Path) -> tuple[int, str]:
+    """The step that a run which judges at once stops at, and what it says."""
+    events: list[Event] = []
+    with pytest.raises(NumericalError) as caught:
+        run(recipe(base, rows, output), Options(), events.append)
+    return max(event.step for event in events if isinstance(event, Step)), caught.value.message
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("save_steps", "optimizer"), [(1, GUARDED), (2, GUARDED), (50, GUARDED), (50, JUDGED_FIRST)]
+)
+def test_a_bad_step_is_found_a_step_later(
+    base_model: Path,
+    rows: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    device: str,
+    save_steps: int,
+    optimizer: str,
+) -> None:
+    """Parameters, moments and counters stay those of the last good step."""
+    base = poison(base_model, rows, tmp_path / "poisoned")
+    bad, message = bad_step(base, rows, tmp_path / "at-once")
+    late, output, events = request.getfixturevalue("late"), tmp_path / "late", list[Event]()
+    training = {"save_steps": save_steps, "device": device, "optimizer": optimizer}
+    loaded = recipe(base, rows, output, **training)
+    with pytest.raises(NumericalError) as caught:
+        run(loaded, Options(), events.append)
+    assert f"at step {bad}: not finite; the step was not taken" in caught.value.message
+    if device == "cpu":
+        assert caught.value.message.replace(str(output), str(tmp_path / "at-once")) == message
+    steps = [event for event in events if isinstance(event, Step)]
+    assert [event.step for event in steps] == [*range(1, bad + 1)]
+    assert [math.isfinite(event.loss) for event in steps] == [True] * (bad - 1) + [False]
+    # Before a checkpoint nothing is left unread.
+    at_once = bad % save_steps == 0 or optimizer == JUDGED_FIRST
+    assert late().trainer.state.global_step == (bad if at_once else bad + 1)
+    assert same(late().before[bad], late().now())
+    saved = checkpoints.steps(output / "checkpoints")
+    assert max(saved, default=0) == (bad - 1) // save_steps * save_steps
+    assert not (output / "adapter").exists()
+
+
+def test_memory_that_runs_out_before_a_bad_step_was_looked_at(
+    base_model: Path, rows: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The step before is judged first; nothing is rescued, and nothing made smaller."""
+    base = poison(base_model, rows, tmp_path / "poisoned")
+    bad, _ = bad_step(base, rows, tmp_path / "at-once")
+    late, output = request.getfixturevalue("late"), tmp_path / "late"
+
+    def full(module: nn.Module, inputs: object) -> None:
+        if (
+            isinstance(module, LlamaModel)
+            and module.training
+            and late().trainer.state.global_step == bad
+        ):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    hook = register_module_forward_pre_hook(full)
+    loaded = recipe(base, rows, output, save_steps=50, on_oom="shrink")
+    try:
+        with pytest.raises(NumericalError, match=f"at step {bad}: not finite"):
+            run(loaded, Options(), lambda event: None)
+    finally:
+        hook.remove()
+    assert bad not in checkpoints.steps(output / "checkpoints")
