@@ -172,4 +172,4 @@ def test_a_run_that_cannot_fit_stops_before_the_weights(
     (huge / "config.json").write_text(json.dumps(config))
     with pytest.raises(ResourceError, match="this run needs about") as caught:
         run(recipe(huge, rows, tmp_path / "run", {"name": "lora"}), Options(), lambda event: None)
-    assert "method.name: qlora" in caught.value.hint or "write one of" in caught.value.hint
+    assert "no change of the recipe is enough" in caught.value.hint  # 4 bits are too large too
