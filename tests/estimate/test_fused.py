@@ -16,6 +16,7 @@ from peftcli.estimate.gpus import find_gpu
 from peftcli.estimate.groups import factors_and_room
 from peftcli.estimate.memory import training_peak
 from peftcli.estimate.plan import Plan
+from peftcli.estimate.run import run
 from peftcli.methods.bottleneck_tuner import BottleneckConfig
 from peftcli.models import wrap
 from peftcli.recipe.schema import Recipe
@@ -156,6 +157,30 @@ def test_the_estimate_counts_on_the_step_that_train_takes(method: dict[str, Any]
     except Unsupported:
         fused = False
     assert plan.step.name.startswith("fused") == fused
+
+
+# scripts/benchmark_train on an H100 80GB, torch 2.11, 2026-11-25: 4 x 2048 full rows of
+# Llama-3.1-8B shapes; peak GiB and seconds of a step.
+BENCHMARK = [
+    ({"name": "lora"}, False, 39.254, 0.482),
+    ({"name": "lora", "quantization": "fp8"}, False, 32.819, 0.356),
+    ({"name": "qlora"}, False, 29.433, 0.506),
+    ({"name": "lora"}, True, 18.699, 0.689),
+]
+
+
+@pytest.mark.parametrize(("method", "checkpointing", "gib", "seconds"), BENCHMARK, ids=str)
+def test_equals_whole_runs_of_the_benchmark(
+    method: dict[str, Any], checkpointing: bool, gib: float, seconds: float
+) -> None:
+    mode = "full" if checkpointing else "none"
+    training = {"batch_size": 4, "micro_batch_size": 4, "checkpointing": mode}
+    keys = {"model": "llama-3.1-8b", "data": {"train": "rows.jsonl"}, "output": "run"}
+    recipe = Recipe.model_validate({**keys, "method": method, "training": training})
+    found = run(recipe, find_gpu("H100"))
+    assert found.memory.likely_gib == pytest.approx(gib, rel=0.01)
+    assert found.time is not None
+    assert found.time.step_seconds == pytest.approx(seconds, rel=0.1)
 
 
 @pytest.mark.parametrize(
