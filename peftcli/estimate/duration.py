@@ -1,7 +1,7 @@
 """Seconds and money of a run, from its FLOPs, its memory traffic and the GPU's rates.
 
-The coefficients reproduce steps measured on an H200 (TRL 1.16, Llama-3.1-8B, LoRA and QLoRA) to a
-few percent; on other cards they are an estimate, so the band is wide.
+The coefficients come from steps measured on an H200 (plain TRL) and an H100 (the fused step).
+README shows how far off they are, most on short steps. Other cards are an estimate.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class LowRank(Method):
         return Footprint(
             trains_head="lm_head" in self.modules_to_save,
             targets=tuple(self.targets(architecture)),
-            rank=self.rank,
+            rank=max([self.rank, *self.rank_pattern.values()]),  # too much rather than too little
             dropout=self.dropout > 0,
             magnitudes=self.use_dora,
             fusible=self._fusible(),

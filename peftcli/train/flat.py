@@ -28,8 +28,9 @@ class FlatParameters:
             alone = [p for p in group["params"] if p.numel() > LARGE or id(p) in special]
             kept = {id(p) for p in alone}
             small = [p for p in group["params"] if id(p) not in kept]
-            if small:
-                group["params"] = [self._flatten(small), *alone]
+            kinds = dict.fromkeys(p.dtype for p in small)  # joined, they would all be the widest
+            parts = [[p for p in small if p.dtype == kind] for kind in kinds]
+            group["params"] = [*(self._flatten(part) for part in parts), *alone]
 
     def release(self) -> None:
         """Forget the last step's gradients, before the next step's activations need the room."""

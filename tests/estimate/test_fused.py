@@ -215,3 +215,14 @@ def _held(tensors: list[torch.Tensor]) -> int:
     return sum(
         {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values()
     )
+
+
+def test_ranks_of_a_pattern_are_not_forgotten() -> None:
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    pattern = {"name": "lora", "rank": 8, "rank_pattern": dict.fromkeys(names, 64)}
+    keys = {"model": "llama-3.1-8b", "data": {"train": "rows.jsonl"}, "output": "run"}
+    found = [
+        run(Recipe.model_validate({**keys, "method": method}), find_gpu("H100")).memory
+        for method in (pattern, {"name": "lora", "rank": 64})
+    ]
+    assert found[0].likely_gib == found[1].likely_gib

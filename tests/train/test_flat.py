@@ -93,3 +93,11 @@ def test_an_earlier_model_is_let_go() -> None:
     forget_settings()
     gc.collect()
     assert gone() is None
+
+
+def test_parameters_keep_their_dtypes() -> None:
+    model = layers()
+    model[1].bfloat16()
+    FlatParameters(AdamW(model.parameters(), lr=1e-2))
+    assert {x.dtype for x in model[1].parameters()} == {torch.bfloat16}
+    assert {x.dtype for x in model[0].parameters()} == {torch.float32}
