@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import resource
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -217,33 +214,20 @@ def test_measuring_needs_a_gpu(model: Path) -> None:
     assert "not on --gpu h100" in named.stderr
 
 
-def test_nothing_heavy_is_loaded(model: Path) -> None:
+def test_only_what_reads_a_command_and_a_recipe_is_loaded(model: Path) -> None:
+    # Seconds differ between machines and moments (`scripts/benchmark_startup --commands` measures
+    # them); what is imported does not.
     code = (
         "import sys\nfrom peftcli.cli import app\n"
         f"sys.argv = ['peftcli', 'estimate', '--model', {str(model)!r}, '--gpu', '12GB']\n"
         "try:\n    app()\nexcept SystemExit:\n    pass\n"
-        f"print('loaded', *sorted({HEAVY!r} & set(sys.modules)))"
+        "print(*{sys.modules[name].__spec__.name.split('.')[0] for name in list(sys.modules)"
+        " if getattr(sys.modules[name], '__spec__', None)} - set(sys.stdlib_module_names))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "loaded"
-
-
-def processor_seconds(command: list[str], times: int) -> float:
-    """The median over processes of the time they kept a processor busy, start and end included."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    found = []
-    for _ in range(times + 1):  # the first one compiles
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        found.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    return statistics.median(found[1:])
-
-
-def test_an_estimate_takes_little_more_than_to_start_its_libraries(model: Path) -> None:
-    # The bound is a ratio, because other work on the machine slows both sides alike; on an idle
-    # machine the whole process takes less than 0.3 s.
-    libraries = "import yaml, typer.main, typer._adapters, pydantic.main"
-    floor = processor_seconds([sys.executable, "-c", libraries], 20)
-    ours = [sys.executable, "-m", "peftcli", "estimate", "--model", str(model), "--gpu", "4090"]
-    assert processor_seconds(ours, 20) < 2.2 * floor
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    )
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert {"peftcli", "typer", "pydantic", "yaml"} <= loaded
+    assert not HEAVY & loaded
+    assert "rich" not in loaded, "a table of plain text needs no renderer"
