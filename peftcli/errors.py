@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
+
+DISK_ERRORS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENXIO, errno.ESTALE}
 
 
 class ExitCode(IntEnum):
@@ -76,3 +79,20 @@ class Inconclusive(PeftcliError):
     """Proof was asked for, and the rows are too few to give it."""
 
     exit_code = ExitCode.INCONCLUSIVE
+
+
+def unreadable(place: str, error: OSError) -> PeftcliError:
+    """What to raise for a file that is there and cannot be read: the disk's fault or the user's."""
+    message = f"{place}: cannot be read: {error.strerror or error}"
+    if error.errno in DISK_ERRORS:
+        return ResourceError(message, disk_hint(error))
+    return UsageError(message, "check its name and its permissions")
+
+
+def disk_hint(error: OSError) -> str:
+    """What to do about an error of the operating system."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "free some space"
+    if error.errno in DISK_ERRORS:
+        return "check the disk, and whether it is still mounted and writable"
+    return "check the path and its permissions"

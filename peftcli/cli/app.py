@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from peftcli import __version__
-from peftcli.errors import ExitCode, PeftcliError
+from peftcli.errors import ExitCode, PeftcliError, disk_hint
 from peftcli.privacy import go_offline, no_telemetry, redact
 
 
@@ -37,7 +37,7 @@ class _Group(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the end of the process writes once more
             place = error.filename or "standard output"
             text = f"error: {place}: {(error.strerror or str(error)).lower()}"
-            print(redact(text), file=sys.stderr)
+            print(redact(f"{text}\nhint: {disk_hint(error)}"), file=sys.stderr)
             raise typer.Exit(ExitCode.RESOURCES) from None
         except KeyboardInterrupt:
             raise _stopped() from None

@@ -10,7 +10,7 @@ from io import BufferedReader, RawIOBase
 from typing import BinaryIO, NoReturn, cast
 
 from peftcli.data.rows import DataFile
-from peftcli.errors import DataError
+from peftcli.errors import DataError, unreadable
 
 MAX_LINE = 64 << 20
 BOM = b"\xef\xbb\xbf"
@@ -49,7 +49,7 @@ def open_data(file: DataFile) -> Iterator[BinaryIO]:
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{file.shown}: broken gzip data: {error}", "copy the file again") from None
     except OSError as error:
-        raise DataError(f"{file.shown}: cannot be read: {error.strerror or error}") from None
+        raise unreadable(file.shown, error) from None
 
 
 class _Bounded(RawIOBase):

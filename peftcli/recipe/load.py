@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from peftcli.errors import RecipeError
+from peftcli.errors import RecipeError, unreadable
 from peftcli.privacy import holds_secret, secrets
 from peftcli.recipe.document import MAX_BYTES, Document, Path, dotted, override, read_document
 from peftcli.recipe.problems import problem_lines, problems_of, without
@@ -171,4 +171,4 @@ def _text(path: FilePath) -> str:
             ) from None
         raise RecipeError(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+        raise unreadable(str(path), error) from None

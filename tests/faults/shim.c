@@ -44,6 +44,12 @@ void fault_arm(const char *below, int what, long at, int error) {
     seen = 0;
 }
 
+/* The folder itself or what lies in it, not a neighbour whose name begins alike. */
+static int inside(const char *path) {
+    char end = strncmp(path, folder, folder_length) ? 'x' : path[folder_length];
+    return end == 0 || end == '/';
+}
+
 static int below(const char *path) {
     char whole[8192];
     if (!folder_length || !path) return 0;
@@ -53,7 +59,7 @@ static int below(const char *path) {
         strncat(whole, path, 4000);
         path = whole;
     }
-    return !strncmp(path, folder, folder_length);
+    return inside(path);
 }
 
 static int below_at(int descriptor, const char *path) {
@@ -65,7 +71,7 @@ static int below_at(int descriptor, const char *path) {
     length = readlink(link, whole, 4000);
     if (length < 0) return 0;
     whole[length] = 0;
-    return !strncmp(whole, folder, folder_length);
+    return inside(whole);
 }
 
 /* Whether the operation fails; `grows` is set for what a full disk refuses. */

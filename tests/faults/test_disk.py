@@ -102,6 +102,22 @@ def test_a_folder_that_may_not_be_written(exact: Lab, scene: Scene, number: int)
     check_same_result(scene, output)
 
 
+@pytest.mark.parametrize(("error", "code"), [(errno.EIO, 3), (errno.EACCES, 2)])
+def test_an_input_that_cannot_be_read(exact: Lab, scene: Scene, error: int, code: int) -> None:
+    """A failing disk is no mistake of the recipe's; a file without rights is the user's to mend."""
+    output = scene.output()
+    recipe = Path(scene.recipe(output))
+    for file in (recipe, scene.folder / "train.jsonl"):
+        fault = Fault("fail", 1, error)
+        refused = exact.run(
+            "train", str(recipe), "--json", cwd=scene.folder, fault=fault, below=file
+        )
+        assert refused.code == code, refused.errors
+        assert f"{file.name}: cannot be read: {os.strerror(error)}\nhint: check " in refused.errors
+        assert "Traceback" not in refused.errors
+        check_no_half_result(output)
+
+
 def test_an_output_on_another_disk(lab: Lab, scene: Scene) -> None:
     """Everything is written aside within the run folder, so no rename crosses a border."""
     output, elsewhere = scene.output(), scene.folder / "elsewhere"
