@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftcli.cli.app import Json, Offline, app
+from peftcli.cli.importing import large_imports
 
 if TYPE_CHECKING:
     from peftcli.evaluate.options import EvalOptions
@@ -106,7 +107,9 @@ def evaluate(
 def judged(source: Path, options: EvalOptions, *, as_json: bool) -> None:
     """Evaluate, show the report, and raise for broken gates."""
     from peftcli.evaluate.gates import enforce
-    from peftcli.evaluate.run import run
+
+    with large_imports():
+        from peftcli.evaluate.run import run
     from peftcli.evaluate.show import show, telling
 
     with telling(as_json=as_json) as tell:
@@ -129,7 +132,8 @@ def chat(
     offline: Offline = False,
 ) -> None:
     """Talk to a tuned model with its own template and stops."""
-    from peftcli.evaluate.chat import ChatOptions, open_chat, talk
+    with large_imports():
+        from peftcli.evaluate.chat import ChatOptions, open_chat, talk
 
     options = ChatOptions(
         base=base,

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from peftcli.cli.app import Json, Offline, app
+from peftcli.cli.importing import large_imports
 
 
 @app.command()
@@ -78,7 +79,8 @@ def merge(
         return
     for path in [*([source] if source else []), *(one.path for one in further)]:
         check_mergeable(path, offline=offline)
-    from peftcli.merge.run import run
+    with large_imports():
+        from peftcli.merge.run import run
     from peftcli.merge.show import show_merge
 
     options = MergeOptions(

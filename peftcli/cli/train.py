@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from peftcli.cli.app import Json, Offline, Overrides, RecipeFile, app
+from peftcli.cli.importing import large_imports
 
 
 @app.command()
@@ -47,8 +48,9 @@ def train(
     architecture = known_architecture(loaded.recipe.model.name)
     if architecture is not None:
         check_architecture(loaded, architecture)
-    from peftcli.train.dry_run import dry_run as preview
-    from peftcli.train.run import Options, run
+    with large_imports():
+        from peftcli.train.dry_run import dry_run as preview
+        from peftcli.train.run import Options, run
 
     if dry_run:
         with report.preparing(as_json=as_json) as tell:

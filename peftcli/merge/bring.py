@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from peftcli.errors import ArtefactError
 from peftcli.merge.base import Base
 from peftcli.merge.plan import Plan
 from peftcli.merge.source import AdapterSource
@@ -28,21 +29,41 @@ GENERATION = "generation_config.json"
 
 def bring_files(base: Base, adapter: AdapterSource, staging: Path) -> None:
     """Copy everything but the weights and config.json into the merged folder."""
+    for file in _brought(base, adapter):
+        if file.name == GENERATION:
+            read_object(file)  # here, where a damaged one still has its place
+        _copy(file, staging)
+
+
+def check_links(base: Base, adapter: AdapterSource) -> None:
+    """Refuse links that lead out of a model's folder: what they name would be passed on.
+
+    Raises ArtefactError with the link and where it leads. The hub's cache consists of links, into
+    the repository's own files.
+    """
+    for file in [*_brought(base, adapter), *base.folder.glob("*.py")]:
+        folder = (adapter if file.is_relative_to(adapter.folder) else base).folder
+        home = folder.parent.parent if folder.parent.name == "snapshots" else folder
+        for found in (file, *(file.rglob("*") if file.is_dir() else ())):
+            target = found.resolve()
+            if not target.is_relative_to(home.resolve()):
+                raise ArtefactError(
+                    f"{found}: a link to {target}, outside of the model's folder, which the merged "
+                    "model would carry along",
+                    "put the file itself in its place, or remove the link",
+                )
+
+
+def _brought(base: Base, adapter: AdapterSource) -> list[Path]:
+    """What is copied, in order: of two files of one name the later one stays."""
     own = has_tokenizer(adapter.folder)
-    for file in _chosen(TOKENIZER, adapter.folder if own else base.folder):
-        _copy(file, staging)
-    templates = list(_chosen(TEMPLATES, adapter.folder))
-    for file in templates or _chosen(TEMPLATES, base.folder):
-        _copy(file, staging)
-    for file in _chosen(PROCESSORS, base.folder):
-        _copy(file, staging)
+    found = list(_chosen(TOKENIZER, adapter.folder if own else base.folder))
+    found += list(_chosen(TEMPLATES, adapter.folder)) or list(_chosen(TEMPLATES, base.folder))
+    found += _chosen(PROCESSORS, base.folder)
     for pattern in LEGAL:
-        for file in base.folder.glob(pattern):
-            _copy(file, staging)
-    for folder in (base.folder, adapter.folder):
-        if (folder / GENERATION).is_file():
-            read_object(folder / GENERATION)  # here, where a damaged one still has its place
-            _copy(folder / GENERATION, staging)
+        found += base.folder.glob(pattern)
+    found += [f / GENERATION for f in (base.folder, adapter.folder) if (f / GENERATION).is_file()]
+    return found
 
 
 def has_tokenizer(folder: Path) -> bool:

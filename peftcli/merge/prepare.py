@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from peftcli.errors import ArtefactError, ResourceError, UsageError
 from peftcli.merge.adapter import LoadedAdapter, load_adapter
 from peftcli.merge.base import Base, find_base, read_config
+from peftcli.merge.bring import check_links
 from peftcli.merge.checkpoint import Stored, read_checkpoint
 from peftcli.merge.choice import Choice, choose_base
 from peftcli.merge.combine import combined
@@ -79,6 +80,7 @@ def prepare(inputs: Inputs, options: MergeOptions, tell: Tell) -> Prepared:
     values = read_config(inputs.base)
     for source in inputs.sources:
         check_belongs(source, inputs.base)
+        check_links(inputs.base, source)
     choice = choose_base(inputs.sources, options.base)
     tell(f"base: {inputs.base.name}, {choice.kind} weights: {choice.why}")
     config = load_config(inputs.base)

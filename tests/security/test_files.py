@@ -226,3 +226,40 @@ def test_special_files_do_not_hang(finished: Path, base_model: Path, tmp_path: P
     (base / "model.safetensors").unlink()
     (base / "model.safetensors").symlink_to("/dev/zero")
     refused(peftcli("merge", adapter, "--base-model", base), 4)
+
+
+def test_links_out_of_a_model_are_not_passed_on(
+    finished: Path, base_model: Path, tmp_path: Path
+) -> None:
+    secret = tmp_path / "id_rsa"
+    secret.write_text("private")
+    base = copied(base_model, tmp_path / "base")
+    adapter = adapter_of(finished / "run", tmp_path / "adapter")
+    merged = tmp_path / "merged"
+    (adapter / "chat_template.jinja").unlink()  # else the base's own do not count
+    names = ("LICENSE", "chat_template.json", "additional_chat_templates/x.jinja")
+    for link in [base / name for name in names] + [adapter / "chat_template.jinja"]:
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(secret)
+        answer = peftcli("merge", adapter, "--base-model", base, "--output", merged)
+        refused(answer, 4, f"{link.name}: a link to {secret}")
+        assert not merged.exists()
+        link.unlink()
+
+
+def test_links_of_the_hub_cache_are_followed(
+    finished: Path, base_model: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "models--some--model"
+    snapshot = repository / "snapshots" / "0123456789abcdef"
+    snapshot.mkdir(parents=True)
+    base = copied(base_model, repository / "blobs")
+    (base / "LICENSE").write_text("as you like")
+    for file in base.iterdir():
+        (snapshot / file.name).symlink_to(Path("..", "..", "blobs", file.name))
+    adapter = adapter_of(finished / "run", tmp_path / "adapter")
+    merged = tmp_path / "merged"
+    answer = peftcli("merge", adapter, "--base-model", snapshot, "--output", merged)
+    assert answer.code == 0, answer.error
+    assert (merged / "LICENSE").read_text() == "as you like"
+    assert not (merged / "LICENSE").is_symlink()
