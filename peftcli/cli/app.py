@@ -106,8 +106,6 @@ def _run() -> None:
     no_telemetry()
     # It complains on import about an optional kernel that is not needed.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # Else pydantic reads the metadata of every installed package before the first recipe.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "1")
     app()
 
 

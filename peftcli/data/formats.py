@@ -122,7 +122,7 @@ def _classification(row: Row, labels: Labels) -> Row:
         if key not in labels:
             raise RowError(f"'label' is {key!r}, which `labels` does not name")
         return {"prompt": text, "completion": labels[key]}
-    if key.lstrip("-").isdigit():
+    if key.lstrip("-").isdecimal():
         raise RowError(
             f"'label' is the number {key}, not a name; write `labels: [first name, second name]` "
             "so that the model learns words"

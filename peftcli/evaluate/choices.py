@@ -92,6 +92,6 @@ def _place(answer: Any, choices: list[str], names: Any) -> int:
 def _letter(text: str) -> int | None:
     """A -> 0; digits count from 0 as numbers do."""
     text = text.strip().rstrip(".)")
-    if text.isdigit():
+    if text.isdecimal():
         return int(text)
     return ord(text.upper()) - ord("A") if len(text) == 1 and text.isalpha() else None

@@ -79,7 +79,7 @@ def _adapter_of(run: RunDir) -> Path:
 
 def _step(checkpoint: Path) -> int:
     number = checkpoint.name.rpartition("-")[2]
-    return int(number) if number.isdecimal() else -1
+    return int(number) if number.isascii() and number.isdecimal() else -1
 
 
 def _run_around(folder: Path) -> RunDir | None:

@@ -152,7 +152,7 @@ def without(values: Any, paths: Iterable[Path]) -> Any:
 
 def _order(place: str) -> tuple[int, int]:
     parts = place.rsplit(":", 2)
-    if len(parts) == 3 and parts[1].isdigit() and parts[2].isdigit():
+    if len(parts) == 3 and parts[1].isdecimal() and parts[2].isdecimal():
         return int(parts[1]), int(parts[2])
     return 0, 0
 

@@ -117,7 +117,7 @@ def steps(folder: Path) -> list[int]:
     """The step of each checkpoint folder."""
     if not folder.is_dir():
         return []
-    found = [re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.iterdir()]
+    found = [re.fullmatch(r"checkpoint-([0-9]+)", path.name) for path in folder.iterdir()]
     return [int(match.group(1)) for match in found if match]
 
 

@@ -38,6 +38,7 @@ def test_the_right_choice(row: dict[str, object], right: int) -> None:
     [
         ({"question": "q", "choices": ["x", "y"], "answer": 2}, "none of the 2 choices"),
         ({"question": "q", "choices": ["x", "y"], "answer": -1}, "none of the 2 choices"),
+        ({"question": "q", "choices": ["x", "y"], "answer": "\u00b2"}, "none of the 2 choices"),
         ({"question": "q", "choices": ["x", "y"], "answer": "C"}, "none of the 2 choices"),
         ({"question": "q", "choices": ["x", "y"], "answer": "maybe"}, "none of the 2"),
         ({"question": "q", "choices": ["x", "y"], "answer": True}, "a boolean"),

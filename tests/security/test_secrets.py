@@ -18,11 +18,11 @@ CANARIES = {
     "MLFLOW_TRACKING_PASSWORD": "canary-of-mlflow",
     "OPENAI_API_KEY": "sk-" + "canary" * 6,
 }
-# Trains, then merges.
+# Trains, merges, and evaluates.
 LIFE = (
     "import sys\nfrom peftcli.cli import main\n"
     "file, run = sys.argv[1:]\n"
-    "for command in (['train', file], ['merge', run]):\n"
+    "for command in (['train', file], ['merge', run], ['eval', run, '--limit', '4']):\n"
     "    sys.argv[1:] = command\n"
     "    try:\n        main()\n"
     "    except SystemExit as end:\n        if end.code:\n            raise\n"
@@ -53,6 +53,7 @@ def test_no_token_of_the_environment_reaches_a_run(
     assert answer.code == 0, answer.error
     assert (tmp_path / "run" / "adapter" / "README.md").is_file()
     assert (tmp_path / "run" / "merged" / "model.safetensors").is_file()
+    assert (tmp_path / "run" / "report.html").is_file()
     assert_silent(answer, tmp_path)
 
 
