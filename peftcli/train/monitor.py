@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from peftcli.events import Evaluated, Listener, Saved, Step, Warned
 from peftcli.records import metrics_line
 from peftcli.run_dir import write_atomic
 from peftcli.train.health import Health
-
-GIB = 2**30
+from peftcli.train.memory import peak_memory_gib
 
 
 class Monitor(TrainerCallback):  # type: ignore[misc]
@@ -218,11 +214,3 @@ def kept_lines(metrics: Path, step: int) -> list[str]:
         return []
     lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     return [line for line in lines if (values := metrics_line(line)) and values["step"] <= step]
-
-
-def peak_memory_gib() -> float:
-    """Peak of allocated GPU memory, or peak resident memory where there is no GPU, in GiB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / GIB
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB

@@ -19,7 +19,7 @@ from peftcli.train.begin import Ground, begin, check_base
 from peftcli.train.build import load_model
 from peftcli.train.hub import check_upload, upload
 from peftcli.train.interruption import Interruption
-from peftcli.train.monitor import peak_memory_gib
+from peftcli.train.memory import peak_memory_gib
 from peftcli.train.plot import plot_losses
 from peftcli.train.publish import publish
 from peftcli.train.quiet import quiet_libraries
