@@ -10,10 +10,10 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from peftcli.basefiles import base_folder
 from peftcli.errors import ArtefactError, UsageError
 from peftcli.events import Listener, Note, Warned
 from peftcli.fingerprint import Fingerprint, fingerprint
-from peftcli.models import base_folder
 from peftcli.recipe.load import recipe_text
 from peftcli.recipe.schema import Model, Recipe
 from peftcli.run_dir import RunDir, write_atomic

@@ -16,7 +16,8 @@ from transformers import (
     set_seed,
 )
 
-from peftcli.models import Device, load_base, wrap
+from peftcli.adapters import wrap
+from peftcli.models import Device, load_base
 from peftcli.recipe.schema import Model, Recipe
 from peftcli.run_dir import RunDir
 from peftcli.train import attention
