@@ -18,11 +18,11 @@ from peftcli.recipe.load import recipe_text
 from peftcli.recipe.schema import Model, Recipe
 from peftcli.run_dir import RunDir, write_atomic
 from peftcli.train import checkpoints, resume
-from peftcli.train.attempt import with_rows
 from peftcli.train.belong import check_belongs
 from peftcli.train.build import count_trained, load_model
 from peftcli.train.manifest import describe
 from peftcli.train.pickles import check_states
+from peftcli.train.plan import with_rows
 from peftcli.train.probe import state_bytes
 from peftcli.train.setting import Setting
 from peftcli.train.storage import check_space
