@@ -12,13 +12,14 @@ from peftcli.events import Listener, Note, Warned, until_nobody_listens
 from peftcli.models import go_offline
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
-from peftcli.run_dir import RunDir, Status, clear, locked, open_run, sweep
+from peftcli.run_dir import RunDir, Status, locked
 from peftcli.train.attempt import Ended, attempt, free_memory
 from peftcli.train.begin import Ground, begin, check_base
 from peftcli.train.build import load_model
 from peftcli.train.hub import check_upload, upload
 from peftcli.train.interruption import Interruption
 from peftcli.train.memory import peak_memory_gib
+from peftcli.train.opening import clear, open_run, sweep
 from peftcli.train.plot import plot_losses
 from peftcli.train.publish import publish
 from peftcli.train.quiet import quiet_libraries
