@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from peftcli.data.report import DataReport
+from peftcli.data.report import DataReport, FileReport
 from peftcli.errors import DataError
 from peftcli.preparing.arrange import arrange
 from peftcli.preparing.cache import is_whole, key_of, run_plan, staging
@@ -71,24 +72,13 @@ def prepare(
     work, stops = _work(data, tokenizer, template, parts)
     spread = workers or (1 if total_bytes(parts) < SMALL else len(os.sched_getaffinity(0)))
     plan = Plan(work, tuple(parts), limits_of(data), spread)
-    choices = choices_of(data, seed)
-    settings = data.model_dump(mode="json")
-    # A template from a tokenizer that was given it before is the same template.
-    known = replace(work, tokenizer=_sha256(work.tokenizer), template=replace(template, origin=""))
-    key = key_of(
-        {
-            "files": [asdict(file) for file in files],
-            "data": settings,
-            "work": asdict(known),
-            "seed": seed,
-        }
-    )
+    key = _key(data, work, files, seed)
     cached = is_whole(cache_dir / key)
     if not cached:
         with staging(cache_dir, key) as folder:
             rows = run_plan(plan, folder, progress or (lambda share, rows: None))
             refuse(rows, data)
-            arranged = arrange(rows, choices)
+            arranged = arrange(rows, choices_of(data, seed))
             np.save(folder / "train.npy", arranged.train)
             if arranged.eval is not None:
                 np.save(folder / "eval.npy", arranged.eval)
@@ -137,6 +127,21 @@ def _work(
         stop_at_bad=data.bad_rows == "error",
     )
     return work, stops
+
+
+def _key(data: Data, work: Work, files: Sequence[FileReport], seed: int) -> str:
+    """The name of the prepared rows in the cache: everything that they depend on."""
+    # A template from a tokenizer that was given it before is the same template.
+    template = replace(work.template, origin="")
+    known = replace(work, tokenizer=_sha256(work.tokenizer), template=template)
+    return key_of(
+        {
+            "files": [asdict(file) for file in files],
+            "data": data.model_dump(mode="json"),
+            "work": asdict(known),
+            "seed": seed,
+        }
+    )
 
 
 def _load(folder: Path, cached: bool) -> Prepared:

@@ -65,3 +65,19 @@ class Saved:
 
 Event = Note | Warned | Preparing | Step | Evaluated | Saved
 Listener = Callable[[Event], None]
+
+
+def until_nobody_listens(tell: Listener) -> Listener:
+    """The listener as long as it can write: a closed pipe or a full log must not end the run."""
+    listening = True
+
+    def told(event: Event) -> None:
+        nonlocal listening
+        if not listening:
+            return
+        try:
+            tell(event)
+        except OSError:
+            listening = False
+
+    return told

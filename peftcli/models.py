@@ -1,16 +1,13 @@
-"""Load what a recipe names: tokenizer, base model (quantised or not), adapter."""
+"""Load what a recipe names: tokenizer, and base model, quantised or not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -22,17 +19,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from peftcli.bundled import bundled
+from peftcli.basefiles import base_folder, code_of, locate
 from peftcli.errors import ArtefactError, ResourceError, UsageError
 from peftcli.privacy import go_offline as go_offline
 from peftcli.recipe.schema import Model
-from peftcli.untrusted import (
-    check_adapter_config,
-    check_patterns,
-    custom_code,
-    foreign_kernel,
-    read_object,
-)
+from peftcli.untrusted import foreign_kernel
 from peftcli.weightfiles import check_folder
 
 # What a damaged file makes the libraries raise, torch's lack of memory apart.
@@ -74,27 +65,6 @@ def choose_device(wanted: str, dtype: str) -> Device:
     if dtype == "auto":
         dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     return Device("cuda", dtype, properties.name, properties.total_memory / 2**30)
-
-
-def locate(model: Model) -> str:
-    """The folder of a bundled or local model, or the hub id as it stands."""
-    try:
-        own = bundled(model.name)
-    except FileNotFoundError as error:
-        raise UsageError(f"model: {error}", "write one of those") from None
-    if own is not None:
-        return str(own)
-    path = Path(model.name).expanduser()
-    if path.is_dir():
-        return str(path)
-    if path.is_file():
-        raise UsageError(f"model: {path} is a file", "name the folder that holds config.json")
-    if model.name.startswith((".", "/", "~")) or model.name.count("/") > 1:
-        beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = get_close_matches(path.name, beside, n=1)
-        guess = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise UsageError(f"model: {model.name}: no such folder{guess}", "name an existing folder")
-    return model.name
 
 
 def load_config(model: Model) -> PreTrainedConfig:
@@ -171,64 +141,6 @@ def load_base(
     return base
 
 
-def base_folder(model: Model) -> Path | None:
-    """Where the base's files lie on this disk; None before a hub model was downloaded."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    located = locate(model)
-    if Path(located).is_dir():
-        return Path(located)
-    try:
-        return Path(snapshot_download(located, revision=model.revision, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-
-
-def wrap(base: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    """The base with an untrained adapter; raises UsageError when nothing matches the targets."""
-    hint = _targets_hint(base)
-    try:
-        return get_peft_model(base, config)
-    except ValueError as error:
-        raise UsageError(f"method: {error}", hint) from None
-
-
-def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
-    """The base with a trained adapter; raises ArtefactError when the two do not belong together."""
-    from peftcli.methods import bottleneck_tuner  # registers the method with PEFT
-
-    config = check_adapter(folder)
-    check_patterns(str(folder), config, [name for name, _ in base.named_modules()])
-    try:
-        return PeftModel.from_pretrained(base, str(folder), use_safetensors=True)
-    except LOAD_ERRORS as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ArtefactError(
-            f"{folder}: does not load on this base: {first}",
-            f"name the base it was trained on ({bottleneck_tuner.__name__} is registered)",
-        ) from None
-
-
-def check_adapter(folder: Path) -> dict[str, Any]:
-    """Its adapter_config.json; raises ArtefactError for a folder that is damaged or holds code."""
-    file = folder / "adapter_config.json"
-    if not file.is_file():
-        raise ArtefactError(f"{folder}: holds no adapter", "name a folder with adapter_config.json")
-    config = read_object(file)
-    check_adapter_config(str(folder), config)
-    if not (folder / "adapter_model.safetensors").is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
-        raise ArtefactError(
-            f"{folder}: its weights are a pickle (.bin), which can hold code"
-            if pickled
-            else f"{folder}: holds no adapter_model.safetensors",
-            "save the adapter with safetensors, PEFT's default",
-        )
-    check_folder(folder)
-    return config
-
-
 @contextmanager
 def _loading(model: Model) -> Iterator[None]:
     """Turn what transformers raises for this model into an error that says what to do."""
@@ -253,33 +165,12 @@ def _keep_exact(base: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _code_of(model: Model) -> list[str]:
-    """What the code is that a model needs, as far as its files are on this disk."""
-    from huggingface_hub import try_to_load_from_cache
-
-    located = locate(model)
-    if Path(located).is_dir():
-        return custom_code(Path(located))
-    cached = try_to_load_from_cache(located, "config.json", revision=model.revision)
-    return custom_code(Path(cached).parent) if isinstance(cached, str) else []
-
-
-def _targets_hint(base: PreTrainedModel) -> str:
-    names = {name.rpartition(".")[2] for name, module in base.named_modules() if _linear(module)}
-    listed = ", ".join(sorted(names - {"lm_head"}))
-    return f"write `target_modules: all-linear`, or a list of some of {listed}"
-
-
-def _linear(module: torch.nn.Module) -> bool:
-    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
-
-
 def _unloadable(model: Model, error: Exception) -> ArtefactError | UsageError:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, RecursionError):
         text = "one of its JSON files is nested too deeply"
     if "trust_remote_code" in text or "custom code" in text:
-        code = "; ".join(_code_of(model)) or "files of its repository"
+        code = "; ".join(code_of(model)) or "files of its repository"
         return ArtefactError(
             f"model: {model.name} needs Python code of its own, which was not run: {code}",
             "read that code first; `model: {name: ..., trust_remote_code: true}` runs it",

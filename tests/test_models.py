@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import BitsAndBytesConfig
 
+from peftcli.adapters import load_adapter
+from peftcli.basefiles import locate
 from peftcli.errors import ArtefactError, UsageError
-from peftcli.models import Device, load_adapter, load_base, load_config, load_tokenizer, locate
+from peftcli.models import Device, load_base, load_config, load_tokenizer
 from peftcli.recipe.schema import Model
 
 CPU = Device("cpu", "float32", "CPU", None)

@@ -13,15 +13,8 @@ import pytest
 
 from peftcli.errors import ArtefactError, ResourceError, UsageError
 from peftcli.lock import alive, holder
-from peftcli.run_dir import (
-    RunDir,
-    clear,
-    locked,
-    open_run,
-    publish_folder,
-    sweep,
-    write_atomic,
-)
+from peftcli.run_dir import RunDir, locked, publish_folder, write_atomic
+from peftcli.train.opening import clear, open_run, sweep
 
 
 def finished(folder: Path) -> RunDir:

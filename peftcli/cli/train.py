@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from peftcli.cli.app import Json, Offline, Overrides, RecipeFile, app
 from peftcli.cli.importing import large_imports
+
+if TYPE_CHECKING:
+    from peftcli.recipe.load import LoadedRecipe
 
 
 @app.command()
@@ -40,14 +43,8 @@ def train(
     loaded = load_recipe(recipe, overrides)
     # Only now, because a wrong recipe is answered sooner without these imports.
     from peftcli import report
-    from peftcli.data.sources import check_exist
-    from peftcli.estimate.find import known_architecture
-    from peftcli.recipe.checks import check_architecture
 
-    check_exist(loaded.recipe.data.paths(), Path.cwd())
-    architecture = known_architecture(loaded.recipe.model.name)
-    if architecture is not None:
-        check_architecture(loaded, architecture)
+    _check(loaded)
     with large_imports():
         from peftcli.train.dry_run import dry_run as preview
         from peftcli.train.run import Options, run
@@ -68,3 +65,15 @@ def train(
         from peftcli.evaluate.options import EvalOptions
 
         judged(result.output, EvalOptions(latency=False, offline=offline), as_json=as_json)
+
+
+def _check(loaded: LoadedRecipe) -> None:
+    """Refuse what the data and the model's shape rule out, before torch is imported."""
+    from peftcli.data.sources import check_exist
+    from peftcli.estimate.find import known_architecture
+    from peftcli.recipe.checks import check_architecture
+
+    check_exist(loaded.recipe.data.paths(), Path.cwd())
+    architecture = known_architecture(loaded.recipe.model.name)
+    if architecture is not None:
+        check_architecture(loaded, architecture)

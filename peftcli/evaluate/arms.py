@@ -14,13 +14,15 @@ import torch
 from peft import PeftModel
 from transformers import BitsAndBytesConfig
 
+from peftcli.adapters import load_adapter
+from peftcli.basefiles import base_folder, locate
 from peftcli.errors import ArtefactError
 from peftcli.evaluate.result import Arm
 from peftcli.evaluate.score import AnyModel
 from peftcli.evaluate.target import Target, check_base
 from peftcli.fingerprint import fingerprint
 from peftcli.fp8 import round_base
-from peftcli.models import DTYPES, Device, base_folder, load_adapter, load_base, locate
+from peftcli.models import DTYPES, Device, load_base
 from peftcli.recipe.schema import Model
 
 GIB = 2**30

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from peftcli.methods.base import Footprint, Quantization, QuantizedBase, bitsandbytes_config
-from peftcli.methods.lora import LowRank
+from peftcli.methods.low_rank import LowRank
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig

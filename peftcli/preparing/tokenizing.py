@@ -19,8 +19,8 @@ from peftcli.data.rows import RawRow
 from peftcli.preparing.offsets import token_range
 from peftcli.preparing.work import MASKED, SHOWN, Batch, Form, Hashes, Work, joined
 from peftcli.rendering.renderer import Rendered, Renderer
-from peftcli.rendering.sandbox import time_limit
 from peftcli.rendering.template import RenderError
+from peftcli.rendering.time_limit import time_limit
 
 # Encodings take some 150 bytes a token, so only so many characters are encoded at a time.
 SLICE = 1 << 17

@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase  # noqa: TID253 - this file is 
 
 from peftcli.errors import ArtefactError, DataError
 from peftcli.rendering.probe import Turns, probe
-from peftcli.rendering.sandbox import PROBE_SECONDS, time_limit
 from peftcli.rendering.template import ChatTemplate, TemplateSource
+from peftcli.rendering.time_limit import PROBE_SECONDS, time_limit
 
 NAMED = ("plain", "chatml")
 NO_TURNS = Turns((), (), (), "", False, False, False)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from peftcli.rendering.sandbox import CLOSE, MARK, OPEN
-
+# Unicode noncharacters: they occur in no text, so they can mark places in it.
+OPEN, CLOSE, MARK = "\ufdd0", "\ufdd1", "\ufdd2"
 Message = Mapping[str, Any]
 Span = tuple[int, int]
 

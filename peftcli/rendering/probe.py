@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from peftcli.errors import ArtefactError
-from peftcli.rendering.sandbox import CLOSE, OPEN
+from peftcli.rendering.marks import CLOSE, OPEN
 from peftcli.rendering.template import ChatTemplate, RenderError
 
 Message = Mapping[str, Any]

@@ -12,9 +12,20 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from peftcli.rendering.marks import Message, Span, any_of, apart, holds, mark, sendable, tagged
+from peftcli.rendering.marks import (
+    CLOSE,
+    MARK,
+    OPEN,
+    Message,
+    Span,
+    any_of,
+    apart,
+    holds,
+    mark,
+    sendable,
+    tagged,
+)
 from peftcli.rendering.probe import Turns
-from peftcli.rendering.sandbox import CLOSE, MARK, OPEN
 from peftcli.rendering.template import ChatTemplate, RenderError, TemplateSource
 
 UNKNOWN = "the chat template rewrites the row, so its answers cannot be found in the text"

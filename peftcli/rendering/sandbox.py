@@ -1,32 +1,21 @@
-"""Jinja's sandbox for chat templates, with limits on time, loops and all text that is made."""
+"""Jinja's sandbox for chat templates, with limits on loops and all text that is made."""
 
 from __future__ import annotations
 
 import json
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from functools import wraps
-from types import FrameType
 from typing import Any
 
-from jinja2 import nodes  # noqa: TID253 - this file is heavy
-from jinja2.compiler import CodeGenerator, Frame  # noqa: TID253
-from jinja2.exceptions import SecurityError, TemplateRuntimeError  # noqa: TID253
-from jinja2.ext import Extension  # noqa: TID253
+from jinja2.exceptions import SecurityError, TemplateRuntimeError  # noqa: TID253 - heavy file
 from jinja2.filters import do_indent, do_sum, make_attrgetter  # noqa: TID253
-from jinja2.parser import Parser  # noqa: TID253
-from jinja2.runtime import Macro  # noqa: TID253
 from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: TID253
 from jinja2.utils import Namespace, pass_environment  # noqa: TID253
 
-from peftcli.errors import ArtefactError
 from peftcli.rendering.budget import MAX_STEPS, Budget, TooMuch, check_operation, weight
+from peftcli.rendering.compiling import CountingGenerator
 
-CPU_SECONDS = 60.0
-PROBE_SECONDS = 10.0  # a few short conversations, which take milliseconds
 MAX_INDENT = 32
 # Of no use to a chat template, and a way to fill the memory or to differ from run to run.
 UNUSED = (
@@ -35,56 +24,13 @@ UNUSED = (
 )
 # The date Llama 3 itself falls back to.
 DATE = datetime(2024, 7, 26)
-# Unicode noncharacters: they occur in no text, so they can mark places in it.
-OPEN, CLOSE, MARK = "\ufdd0", "\ufdd1", "\ufdd2"
-
-
-class Generation(Extension):
-    """`{% generation %}`: its text is put between OPEN and CLOSE, so that its place is known."""
-
-    tags = {"generation"}  # noqa: RUF012 - jinja reads it from the class
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        block = nodes.CallBlock(self.call_method("mark"), [], [], body)
-        return block.set_lineno(line)
-
-    def mark(self, caller: Macro) -> str:
-        return f"{OPEN}{caller()}{CLOSE}"
-
-
-class _Generator(CodeGenerator):
-    """Python code in which joining and cutting texts can be counted."""
-
-    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
-        self.write("environment.joined((")
-        for part in node.nodes:
-            self.visit(part, frame)
-            self.write(", ")
-        self.write("))")
-
-    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:
-        if not isinstance(node.arg, nodes.Slice):
-            super().visit_Getitem(node, frame)
-            return
-        self.write("environment.part(")
-        self.visit(node.node, frame)
-        self.write(", slice(")
-        for bound in (node.arg.start, node.arg.stop, node.arg.step):
-            if bound is None:
-                self.write("None")
-            else:
-                self.visit(bound, frame)
-            self.write(", ")
-        self.write("))")
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's sandbox, which also counts loop steps and the size of every text and list."""
 
     intercepted_binops = frozenset(["*", "**", "%", "+"])
-    code_generator_class = _Generator
+    code_generator_class = CountingGenerator
 
     def __init__(self, **options: Any) -> None:
         self.budget = Budget()
@@ -250,31 +196,3 @@ def _new_dict(*args: Any, **entries: Any) -> dict[Any, Any]:
 
 def _raise(message: str) -> None:
     raise TemplateRuntimeError(message)
-
-
-@contextmanager
-def time_limit(seconds: float | None = None) -> Iterator[None]:
-    """Stop templates that run for CPU_SECONDS, which is ample for thousands of rows.
-
-    Signals reach the main thread only, so in other threads only the text and the loops are bounded.
-    """
-    limit = CPU_SECONDS if seconds is None else min(seconds, CPU_SECONDS)
-
-    def too_slow(signum: int, frame: FrameType | None) -> None:
-        raise TooMuch(f"it ran for more than {limit:g} seconds")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGVTALRM, too_slow)
-    signal.setitimer(signal.ITIMER_VIRTUAL, limit, 1.0)  # again, in case something swallowed it
-    try:
-        yield
-    except TooMuch as error:  # outside of a template, where its rows are tokenised
-        raise ArtefactError(
-            f"the rows were not prepared: {error}",
-            "do not use a template or a tokenizer that you do not trust",
-        ) from None
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)

@@ -16,7 +16,8 @@ from jinja2.exceptions import SecurityError  # noqa: TID253
 
 from peftcli.errors import ArtefactError
 from peftcli.rendering.budget import Budget, TooMuch
-from peftcli.rendering.sandbox import Generation, Sandbox
+from peftcli.rendering.compiling import Generation
+from peftcli.rendering.sandbox import Sandbox
 
 MAX_TEXT = 64 << 20
 MAX_TEMPLATE = 1 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +20,6 @@ from peftcli.train.build import build_trainer
 from peftcli.train.health import Health
 from peftcli.train.interruption import Interruption
 from peftcli.train.monitor import Monitor
-from peftcli.train.plan import Plan
 from peftcli.train.setting import Setting
 from peftcli.train.starting import Starting
 from peftcli.train.trainer import RecipeTrainer
@@ -87,21 +86,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return any(mark in str(error) for mark in OUT_OF_MEMORY)
-
-
-def smaller(plan: Plan) -> Plan | None:
-    """The plan with half the rows at a time (or fewer) and the same batch; None at one row."""
-    batch = plan.micro_batch_size * plan.accumulation
-    return next(
-        (with_rows(plan, n) for n in range(plan.micro_batch_size // 2, 0, -1) if batch % n == 0),
-        None,
-    )
-
-
-def with_rows(plan: Plan, rows: int) -> Plan:
-    """The plan with that many rows at a time and the same batch."""
-    batch = plan.micro_batch_size * plan.accumulation
-    return replace(plan, micro_batch_size=rows, accumulation=batch // rows)
 
 
 def tokens_per_step(setting: Setting) -> float:

@@ -10,19 +10,19 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from peftcli.basefiles import base_folder
 from peftcli.errors import ArtefactError, UsageError
 from peftcli.events import Listener, Note, Warned
 from peftcli.fingerprint import Fingerprint, fingerprint
-from peftcli.models import base_folder
 from peftcli.recipe.load import recipe_text
 from peftcli.recipe.schema import Model, Recipe
 from peftcli.run_dir import RunDir, write_atomic
 from peftcli.train import checkpoints, resume
-from peftcli.train.attempt import with_rows
 from peftcli.train.belong import check_belongs
 from peftcli.train.build import count_trained, load_model
 from peftcli.train.manifest import describe
 from peftcli.train.pickles import check_states
+from peftcli.train.plan import with_rows
 from peftcli.train.probe import state_bytes
 from peftcli.train.setting import Setting
 from peftcli.train.storage import check_space
@@ -54,13 +54,7 @@ def begin(
     """Load the model, compare with the run in the folder, and write the manifest of this one."""
     before = (folder.read_manifest() or {}) if resuming else {}
     if before.get("shrunk"):
-        rows = int(before["plan"]["micro_batch_size"])
-        if recipe.training.batch_size % rows:
-            raise ArtefactError(
-                f"{folder.manifest}: damaged: {rows} rows at a time do not divide the batch",
-                "restore it, or start again with --overwrite",
-            )
-        setting = replace(setting, plan=with_rows(setting.plan, rows))
+        setting = _still_shrunk(recipe, setting, folder, int(before["plan"]["micro_batch_size"]))
     identity = identify(recipe.model)
     check_belongs(recipe.model, setting, base_folder(recipe.model))
     model = load_model(recipe, setting)
@@ -93,6 +87,16 @@ def begin(
     write_atomic(folder.recipe, recipe_text(recipe))
     _tell_plan(setting, trainable, total, tell)
     return Ground(setting, manifest, identity, checkpoint, trainable, model)
+
+
+def _still_shrunk(recipe: Recipe, setting: Setting, folder: RunDir, rows: int) -> Setting:
+    """The setting with the rows at a time that an earlier part of the run came down to."""
+    if recipe.training.batch_size % rows:
+        raise ArtefactError(
+            f"{folder.manifest}: damaged: {rows} rows at a time do not divide the batch",
+            "restore it, or start again with --overwrite",
+        )
+    return replace(setting, plan=with_rows(setting.plan, rows))
 
 
 def identify(model: Model) -> Fingerprint | None:

@@ -16,7 +16,8 @@ from transformers import (
     set_seed,
 )
 
-from peftcli.models import Device, load_base, wrap
+from peftcli.adapters import wrap
+from peftcli.models import Device, load_base
 from peftcli.recipe.schema import Model, Recipe
 from peftcli.run_dir import RunDir
 from peftcli.train import attention
@@ -78,14 +79,7 @@ def build_trainer(
     if patience is not None:
         threshold = recipe.evaluation.early_stopping_threshold
         callbacks.append(Patience(patience, threshold))
-    packed_by_mask = setting.plan.packing and not setting.varlen
-    batches = Batches(
-        setting.tokenizer.pad_token_id,
-        # A mask over several packed rows at once would be as large as their square.
-        micro_batch_size=1 if packed_by_mask else setting.plan.micro_batch_size,
-        longest=setting.longest,
-        apart=setting.varlen or setting.plan.packing,
-    )
+    batches, eval_batches = _batches(recipe, setting)
     fast, kernels = None, "plain layers"
     if setting.varlen and recipe.training.kernels == "auto":
         fp8 = recipe.method.frozen_in_fp8
@@ -93,9 +87,6 @@ def build_trainer(
     plan = setting.plan
     if fast is not None:  # fused layers recompute themselves; twice would be once too often
         plan = replace(plan, checkpointing=False)
-    eval_rows = batches.micro_batch_size
-    if not packed_by_mask:
-        eval_rows = recipe.evaluation.batch_size or eval_rows
     trainer = RecipeTrainer(
         model=model,
         args=sft_config(recipe, plan, setting.device, folder),
@@ -108,7 +99,7 @@ def build_trainer(
         check_interruption=interruption.check,
         batches=batches,
         health=health,
-        eval_batches=replace(batches, micro_batch_size=eval_rows),
+        eval_batches=eval_batches,
     )
     trainer.remove_callback(PrinterCallback)
     for parameter in trainer.model.parameters():
@@ -116,6 +107,21 @@ def build_trainer(
             parameter.data = parameter.data.float()
     trainer.fast, trainer.kernels = fast, kernels
     return trainer
+
+
+def _batches(recipe: Recipe, setting: Setting) -> tuple[Batches, Batches]:
+    """How rows are put together in training, and in evaluation."""
+    packed_by_mask = setting.plan.packing and not setting.varlen
+    batches = Batches(
+        setting.tokenizer.pad_token_id,
+        # A mask over several packed rows at once would be as large as their square.
+        micro_batch_size=1 if packed_by_mask else setting.plan.micro_batch_size,
+        longest=setting.longest,
+        apart=setting.varlen or setting.plan.packing,
+    )
+    if packed_by_mask or recipe.evaluation.batch_size is None:
+        return batches, batches
+    return batches, replace(batches, micro_batch_size=recipe.evaluation.batch_size)
 
 
 def count_trained(model: torch.nn.Module) -> int:

@@ -13,8 +13,9 @@ from peftcli.estimate.compare import compare, show_comparison
 from peftcli.estimate.result import Estimate
 from peftcli.models import Device, choose_device, load_tokenizer
 from peftcli.recipe.load import LoadedRecipe
-from peftcli.train.measure import Measured, Shape, measure
+from peftcli.train.measure import Measured, measure
 from peftcli.train.quiet import quiet_libraries
+from peftcli.train.random_rows import Shape
 from peftcli.train.setting import on_this_gpu
 
 

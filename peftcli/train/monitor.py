@@ -1,25 +1,18 @@
-"""Watches a run: metrics.jsonl, events for the terminal, numbers that went wrong."""
+"""Watches a run: lines for metrics.jsonl, events for the terminal, numbers that went wrong."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import resource
-import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from peftcli.events import Evaluated, Listener, Saved, Step, Warned
-from peftcli.records import metrics_line
-from peftcli.run_dir import write_atomic
 from peftcli.train.health import Health
-
-GIB = 2**30
+from peftcli.train.memory import peak_memory_gib
+from peftcli.train.metrics_file import MetricsFile
 
 
 class Monitor(TrainerCallback):  # type: ignore[misc]
@@ -28,14 +21,13 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self, metrics: Path, tell: Listener, tokens_per_step: float, health: Health
     ) -> None:
-        self.metrics = metrics
+        self.file = MetricsFile(metrics)
         self.tell = tell
         self.tokens_per_step = tokens_per_step
         self.health = health
         self.best_loss: float | None = None
         self.losses: list[tuple[int, float]] = []
         self.eval_losses: list[tuple[int, float]] = []
-        self._stream: TextIO | None = None
         self._started = 0.0
         self._since: float | None = None
         """Since when time counts as spent on steps; None during evaluations and checkpoints."""
@@ -50,12 +42,9 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        kept = kept_lines(self.metrics, state.global_step)
-        write_atomic(self.metrics, "".join(kept))
-        for line in map(json.loads, kept):
+        for line in self.file.open(state.global_step):
             self._remember(line)
         self.health.told()  # they were told before
-        self._stream = self.metrics.open("a", encoding="utf-8")
         self._started = time.perf_counter()
         self._first_step = state.global_step
 
@@ -108,7 +97,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             "memory_gib": round(step.memory_gib, 3),
             "seconds": round(self._seconds_before + seconds, 3),
         }
-        self._write(line, control)
+        self.file.write(line, sync=control.should_save)
         self.tell(step)
 
     def on_evaluate(
@@ -127,7 +116,8 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         if best:
             self.best_loss = loss
         self.eval_losses.append((state.global_step, loss))
-        self._write({"step": state.global_step, "eval_loss": loss}, control)
+        line = {"step": state.global_step, "eval_loss": loss}
+        self.file.write(line, sync=control.should_save)
         self.tell(Evaluated(state.global_step, loss, math.exp(min(loss, 700.0)), best))
 
     def on_save(
@@ -165,9 +155,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
 
     def close(self) -> None:
         """Finish metrics.jsonl."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        self.file.close()
 
     def _watch(self, control: TrainerControl) -> None:
         for text in self.health.told():
@@ -194,35 +182,6 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         self.health.admits(step, loss, norm)
         self._seconds_before = seconds or self._seconds_before
 
-    def _write(self, line: dict[str, Any], control: TrainerControl) -> None:
-        if self._stream is not None:
-            finite = {key: _finite(value) for key, value in line.items()}
-            self._stream.write(json.dumps(finite) + "\n")
-            self._stream.flush()
-            if control.should_save:  # a checkpoint must not outlive the lines before it
-                os.fsync(self._stream.fileno())
-
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: null stands for it."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def kept_lines(metrics: Path, step: int) -> list[str]:
-    """The whole lines of metrics.jsonl up to `step`; a torn or later line is left out."""
-    if not metrics.is_file():
-        return []
-    lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    return [line for line in lines if (values := metrics_line(line)) and values["step"] <= step]
-
-
-def peak_memory_gib() -> float:
-    """Peak of allocated GPU memory, or peak resident memory where there is no GPU, in GiB."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / GIB
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peftcli.estimate.result import Estimate
 from peftcli.recipe.schema import Recipe
@@ -95,6 +95,21 @@ def count_steps(recipe: Recipe, rows: int) -> int:
     if training.max_steps is not None:
         return training.max_steps
     return max(1, math.ceil(training.epochs * math.ceil(rows / training.batch_size)))
+
+
+def smaller(plan: Plan) -> Plan | None:
+    """The plan with half the rows at a time (or fewer) and the same batch; None at one row."""
+    batch = plan.micro_batch_size * plan.accumulation
+    return next(
+        (with_rows(plan, n) for n in range(plan.micro_batch_size // 2, 0, -1) if batch % n == 0),
+        None,
+    )
+
+
+def with_rows(plan: Plan, rows: int) -> Plan:
+    """The plan with that many rows at a time and the same batch."""
+    batch = plan.micro_batch_size * plan.accumulation
+    return replace(plan, micro_batch_size=rows, accumulation=batch // rows)
 
 
 def _eval_steps(recipe: Recipe, steps: int) -> int:

@@ -11,7 +11,7 @@ from peftcli.estimate.result import Estimate
 from peftcli.events import Listener, Warned
 from peftcli.run_dir import RunDir
 from peftcli.train import checkpoints
-from peftcli.train.monitor import peak_memory_gib
+from peftcli.train.memory import peak_memory_gib
 from peftcli.train.setting import Setting
 from peftcli.train.storage import how_to_go_on
 

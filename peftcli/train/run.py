@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.errors import InterruptedRun, PeftcliError
-from peftcli.estimate.result import Estimate
-from peftcli.events import Event, Listener, Note, Warned
+from peftcli.events import Listener, Note, Warned, until_nobody_listens
 from peftcli.models import go_offline
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
-from peftcli.run_dir import RunDir, Status, clear, locked, open_run, sweep
-from peftcli.train.attempt import Ended, RanOut, attempt, free_memory, smaller
+from peftcli.run_dir import RunDir, Status, locked
+from peftcli.train.attempt import Ended, attempt, free_memory
 from peftcli.train.begin import Ground, begin, check_base
 from peftcli.train.build import load_model
 from peftcli.train.hub import check_upload, upload
 from peftcli.train.interruption import Interruption
-from peftcli.train.monitor import peak_memory_gib
+from peftcli.train.memory import peak_memory_gib
+from peftcli.train.opening import clear, open_run, sweep
 from peftcli.train.plot import plot_losses
 from peftcli.train.publish import publish
 from peftcli.train.quiet import quiet_libraries
@@ -27,10 +27,10 @@ from peftcli.train.refusals import (
     blown_up,
     check_trackers,
     interrupted,
-    out_of_memory,
     refuse_what_cannot_fit,
 )
-from peftcli.train.setting import Setting, on_this_gpu, settle
+from peftcli.train.setting import settle
+from peftcli.train.shrink import shrunk
 from peftcli.train.storage import disk_errors
 
 
@@ -89,22 +89,6 @@ def run(loaded: LoadedRecipe, options: Options, tell: Listener) -> TrainResult:
     return result
 
 
-def until_nobody_listens(tell: Listener) -> Listener:
-    """The listener as long as it can write: a closed pipe or a full log must not end the run."""
-    listening = True
-
-    def told(event: Event) -> None:
-        nonlocal listening
-        if not listening:
-            return
-        try:
-            tell(event)
-        except OSError:
-            listening = False
-
-    return told
-
-
 def _run(
     loaded: LoadedRecipe,
     folder: RunDir,
@@ -149,49 +133,9 @@ def _train(
             break
         del model
         free_memory()
-        setting, checkpoint = _shrunk(recipe, ground, setting, folder, outcome, tell)
+        setting, checkpoint = shrunk(recipe, ground, setting, folder, outcome, tell)
         model = load_model(recipe, setting)
     return _ended(recipe, replace(ground, setting=setting), folder, interruption, outcome)
-
-
-def _shrunk(
-    recipe: Recipe,
-    ground: Ground,
-    setting: Setting,
-    folder: RunDir,
-    outcome: RanOut,
-    tell: Listener,
-) -> tuple[Setting, Path | None]:
-    """Half the rows at a time and where to go on; raises ResourceError where that is not wanted."""
-    plan = smaller(setting.plan)
-    if plan is None or recipe.training.on_oom == "stop":
-        raise out_of_memory(setting, folder, outcome.step, _what_it_took(setting))
-    before, step = setting.plan, int((outcome.checkpoint or Path("0")).name.rpartition("-")[2])
-    tell(
-        Warned(
-            f"out of memory at step {outcome.step + 1} with {before.micro_batch_size} rows at a "
-            f"time; going on after step {step} with {plan.micro_batch_size} x {plan.accumulation}"
-        )
-    )
-    change = {"step": step, "from": before.micro_batch_size, "to": plan.micro_batch_size}
-    ground.manifest["plan"] = asdict(plan)
-    ground.manifest["shrunk"] = [*ground.manifest.get("shrunk", []), change]
-    folder.write_manifest(ground.manifest)
-    return replace(setting, plan=plan), outcome.checkpoint
-
-
-def _what_it_took(setting: Setting) -> Estimate | None:
-    """The estimate of the plan that ran, with the cheapest changes."""
-    if setting.device.kind != "cuda":
-        return None
-    plan = setting.plan
-    chosen = {
-        "micro_batch_size": plan.micro_batch_size,
-        "checkpointing": "full" if plan.checkpointing else "none",
-    }
-    training = setting.seen.training.model_copy(update=chosen)
-    ran = setting.seen.model_copy(update={"training": training})
-    return on_this_gpu(ran, setting.device, setting.architecture, setting.rows, advise=True)
 
 
 def _ended(

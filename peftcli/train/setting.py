@@ -74,12 +74,8 @@ def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
     if all(file.format == "text" for file in report.files):
         data = data.model_copy(update={"format": "text"})
     seen = recipe.model_copy(update={"data": data})
-    train, evaluation, packing = prepared.train, prepared.eval, packs(seen, architecture)
-    rows = Rows(len(train), report.train.length_max, report.train.tokens / report.train.kept)
-    if packing:
-        train = pack(train, data.max_length)
-        evaluation = pack(evaluation, data.max_length) if evaluation is not None else None
-        rows = Rows(len(train), data.max_length, float(data.max_length))
+    packing = packs(seen, architecture)
+    train, evaluation, rows = _sequences(prepared, data.max_length, packing=packing)
     estimate = on_this_gpu(seen, device, architecture, rows) if device.kind == "cuda" else None
     plan = decide(
         recipe,
@@ -104,6 +100,18 @@ def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
         seen=seen,
         rows=rows,
     )
+
+
+def _sequences(
+    prepared: Prepared, length: int, *, packing: bool
+) -> tuple[Dataset, Dataset | None, Rows]:
+    """What goes through the model, in training and in evaluation, and how long it is."""
+    train, held_out, report = prepared.train, prepared.eval, prepared.report.train
+    if not packing:
+        return train, held_out, Rows(len(train), report.length_max, report.tokens / report.kept)
+    train = pack(train, length)
+    held_out = pack(held_out, length) if held_out is not None else None
+    return train, held_out, Rows(len(train), length, float(length))
 
 
 def on_this_gpu(

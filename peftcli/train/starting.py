@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from peftcli.events import Listener, Note
 from peftcli.train import checkpoints
-from peftcli.train.monitor import peak_memory_gib
+from peftcli.train.memory import peak_memory_gib
 from peftcli.train.probe import probe_memory
 from peftcli.train.trainer import RecipeTrainer
 

@@ -13,7 +13,8 @@ from peftcli.estimate.gpus import find_gpu
 from peftcli.estimate.run import run
 from peftcli.models import Device, load_tokenizer
 from peftcli.recipe.schema import Recipe
-from peftcli.train.measure import Shape, measure
+from peftcli.train.measure import measure
+from peftcli.train.random_rows import Shape
 
 
 def recipe(model: str, method: object = "lora") -> Recipe:

@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
+from peftcli.adapters import wrap
 from peftcli.architecture.config import architecture_from, linear_shapes
 from peftcli.estimate.facts import fused_step_of, plan_of
 from peftcli.estimate.gpus import find_gpu
@@ -18,7 +19,6 @@ from peftcli.estimate.memory import training_peak
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.run import run
 from peftcli.methods.bottleneck_tuner import BottleneckConfig
-from peftcli.models import wrap
 from peftcli.recipe.schema import Recipe
 from peftcli.train import attention
 from peftcli.train.batches import Batches

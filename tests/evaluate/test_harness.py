@@ -11,6 +11,7 @@ import yaml
 from colours import THINGS
 from transformers import AutoTokenizer
 
+from peftcli.adapters import load_adapter
 from peftcli.errors import UsageError
 from peftcli.evaluate.arms import groups_of, load, switched
 from peftcli.evaluate.generate import Answer, Decoding, write_answers
@@ -19,7 +20,7 @@ from peftcli.evaluate.run import run
 from peftcli.evaluate.score import choice_log_likelihoods
 from peftcli.evaluate.target import find_target
 from peftcli.metrics import METRICS
-from peftcli.models import Device, load_adapter, load_base
+from peftcli.models import Device, load_base
 from peftcli.recipe.schema import Model
 
 pytest.importorskip("lm_eval")

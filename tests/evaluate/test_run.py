@@ -13,13 +13,14 @@ import yaml
 from colours import COLOURS, colour_rows, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from peftcli.adapters import load_adapter
 from peftcli.errors import ArtefactError, DataError, UsageError
 from peftcli.evaluate.options import EvalOptions, Gates
 from peftcli.evaluate.progress import Progressed
 from peftcli.evaluate.result import Evaluation
 from peftcli.evaluate.run import run
 from peftcli.events import Note, Warned
-from peftcli.models import Device, load_adapter, load_base
+from peftcli.models import Device, load_base
 from peftcli.recipe.schema import Model
 
 QUICK = EvalOptions(latency=False, resamples=400, retain=())

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import token_ids, train_steps
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from peftcli.adapters import wrap
 from peftcli.architecture.config import architecture_from
 from peftcli.bundled import bundled
 from peftcli.errors import NumericalError, UsageError
@@ -30,7 +31,7 @@ from peftcli.merge.prompts import PLAIN, Prompts
 from peftcli.merge.run import run
 from peftcli.merge.source import find_adapter
 from peftcli.merge.verify import Subject, verify
-from peftcli.models import Device, load_base, wrap
+from peftcli.models import Device, load_base
 from peftcli.recipe.load import recipe_text, resolved
 from peftcli.recipe.schema import Recipe
 

@@ -9,8 +9,8 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerFast
 
 from peftcli.errors import ArtefactError
-from peftcli.rendering.sandbox import time_limit
 from peftcli.rendering.template import ChatTemplate, RenderError, TemplateSource
+from peftcli.rendering.time_limit import time_limit
 
 TRL = Path(find_spec("trl").origin).parent / "chat_templates"
 MESSAGES = [
@@ -104,7 +104,7 @@ def test_formats_show_no_attributes():
 
 
 def test_a_template_that_loops_for_ever_is_stopped(monkeypatch):
-    monkeypatch.setattr("peftcli.rendering.sandbox.CPU_SECONDS", 0.2)
+    monkeypatch.setattr("peftcli.rendering.time_limit.CPU_SECONDS", 0.2)
     slow = (
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
     )

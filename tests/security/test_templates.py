@@ -10,8 +10,8 @@ import pytest
 from hostile_files import change_json, copied, peftcli, process, recipe, refused
 
 from peftcli.errors import ArtefactError
-from peftcli.rendering.sandbox import time_limit
 from peftcli.rendering.template import ChatTemplate, RenderError, TemplateSource
+from peftcli.rendering.time_limit import time_limit
 
 MESSAGES = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
 GROW = (

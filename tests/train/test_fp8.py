@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from peftcli import fp8
+from peftcli.adapters import load_adapter
 from peftcli.errors import RecipeError, ResourceError, UsageError
 from peftcli.estimate.gpus import find_gpu
 from peftcli.estimate.run import run as estimate
@@ -23,7 +24,7 @@ from peftcli.events import Evaluated, Event, Note
 from peftcli.merge.options import MergeOptions
 from peftcli.merge.run import run as merge
 from peftcli.methods import VARIANTS, changed
-from peftcli.models import Device, load_adapter
+from peftcli.models import Device
 from peftcli.recipe.checks import check_architecture
 from peftcli.recipe.document import Document
 from peftcli.recipe.load import LoadedRecipe, validate

@@ -15,10 +15,11 @@ from tiny_models import tiny_config
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaModel
 
+from peftcli.adapters import load_adapter
 from peftcli.errors import ArtefactError, NumericalError, RecipeError, ResourceError, UsageError
 from peftcli.events import Evaluated, Event, Note, Step, Warned
 from peftcli.fingerprint import check_same_base, fingerprint, read_fingerprint
-from peftcli.models import Device, load_adapter, load_base
+from peftcli.models import Device, load_base
 from peftcli.recipe.document import Document
 from peftcli.recipe.load import LoadedRecipe, validate
 from peftcli.recipe.schema import Model
