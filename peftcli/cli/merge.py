@@ -63,6 +63,7 @@ def merge(
 ) -> None:
     """Merge an adapter into its base, exactly, and prove it."""
     from peftcli.errors import UsageError
+    from peftcli.merge.ahead import read_ahead
     from peftcli.merge.options import MergeOptions, parse_adapter
     from peftcli.merge.refuse import check_mergeable
 
@@ -74,11 +75,12 @@ def merge(
         from peftcli.merge.show import show_servable
         from peftcli.merge.source import find_adapter
 
-        found = find_adapter(source or further[0].path, offline=offline)
-        show_servable(check_servable(found), as_json=as_json)
+        served = find_adapter(source or further[0].path, offline=offline)
+        show_servable(check_servable(served), as_json=as_json)
         return
-    for path in [*([source] if source else []), *(one.path for one in further)]:
-        check_mergeable(path, offline=offline)
+    paths = [*([source] if source else []), *(one.path for one in further)]
+    found = [check_mergeable(path, offline=offline) for path in paths]
+    read_ahead(found[0], base_model)
     with large_imports():
         from peftcli.merge.run import run
     from peftcli.merge.show import show_merge

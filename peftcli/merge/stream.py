@@ -183,8 +183,8 @@ def _write_index(plan: Plan, folder: Path) -> None:
 
 
 def _workers() -> int:
-    """Two for each core: one computes while the other waits for the disk."""
-    return min(MAX_WORKERS, 2 * len(os.sched_getaffinity(0)))
+    """One more than the cores, which waits for the disk; more wait for each other's caches."""
+    return min(MAX_WORKERS, 1 + len(os.sched_getaffinity(0)))
 
 
 def _refused(folder: Path, error: OSError) -> ResourceError:
