@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peftcli.architecture.config import Architecture, Linear
 from peftcli.estimate.groups import padding
@@ -152,6 +152,23 @@ def targets_kept(plan: Plan, widths: Widths) -> float:
                 total += step.kept_input * target.inputs
             seen.add((target.kind, writes))
     return total
+
+
+def kept_after(plan: Plan, widths: Widths, target: Linear) -> float:
+    """Of `kept_per_token`, what the layer keeps only after this target has its output."""
+    writes = target.suffix in WRITERS
+    if target.kind == "mlp":
+        if writes:
+            return 0.0
+        later = [x for x in plan.targets if x.kind == "mlp" and x.suffix in WRITERS]
+        return 2.0 * widths.intermediate + targets_kept(replace(plan, targets=tuple(later)), widths)
+    kept = kept_tensors(plan, widths)
+    later = [x for x in plan.targets if x.kind == "mlp"]
+    total = kept["feed-forward block"] + kept["inputs of the norms"] / 2
+    if not writes:
+        later += [x for x in plan.targets if x.kind == "attention" and x.suffix in WRITERS]
+        total += kept["queries and attention output"] + kept["keys and values"]
+    return total + targets_kept(replace(plan, targets=tuple(later)), widths)
 
 
 def stream_norms(architecture: Architecture) -> int:

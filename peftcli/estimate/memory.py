@@ -20,7 +20,12 @@ from peftcli.estimate.layer import (
 from peftcli.estimate.loss import loss_parts
 from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Plan
-from peftcli.estimate.transients import attention_backward, backward_moments, expanded
+from peftcli.estimate.transients import (
+    attention_backward,
+    backward_moments,
+    expanded,
+    magnitudes,
+)
 from peftcli.estimate.weights import Weights, largest_expanded, state_bytes, weights
 
 GIB = 2**30
@@ -44,9 +49,9 @@ class Peak:
 def training_peak(plan: Plan) -> Peak:
     """The largest of the moments of a step."""
     held = weights(plan)
-    moments = _moments(plan, held)
-    name = max(moments, key=lambda key: sum(part.size for part in moments[key]))
-    parts = (*static_parts(plan, held), *moments[name])
+    found = moments(plan, held)
+    name = max(found, key=lambda key: sum(part.size for part in found[key]))
+    parts = (*static_parts(plan, held), *found[name])
     return Peak(name, tuple(part for part in parts if part.size), held.paged)
 
 
@@ -82,7 +87,8 @@ def static_parts(plan: Plan, held: Weights) -> tuple[Part, ...]:
     )
 
 
-def _moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
+def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
+    """What is there beside `static_parts` at the fullest moments of a step, by moment."""
     kinds = layer_kinds(plan.architecture)
     wide = max(kinds, key=lambda kind: kept_per_token(plan, kind))
     forward = (*_kept(plan, kinds), *_base_copies(plan))
@@ -95,6 +101,11 @@ def _moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
     nearly = 1 - 1 / plan.architecture.layers
     last = (_gradients(held, nearly, "of all layers but one"), *_again(plan, wide))
     found = {name: (*backward, *parts) for name, parts in backward_moments(plan, wide).items()}
+    if plan.magnitudes:
+        weighed = magnitudes(plan, wide)
+        found["weights of DoRA"] = (*forward, *_again(plan, wide), *weighed)
+        if plan.checkpointing:
+            found["weights of DoRA, first layer"] = (*last, *weighed)
     return found | {
         "loss": (*forward, *loss_parts(plan)),
         "backward of attention": (*forward, *attention_backward(plan, wide)),
