@@ -136,16 +136,14 @@ TRL_FULL = replace(
 TRL_LORA_FLOAT32 = replace(
     TRL_LORA,
     name="TRL, LoRA on a float32 base",
-    kept_query=8.0,
-    kept_key=6.0,
+    rotary=8.0,
     stream=4.0,
     base_copies=2.0,
 )
 TRL_FULL_FLOAT32 = replace(
     TRL_FULL,
     name="TRL, full fine-tuning in float32",
-    kept_query=10.0,
-    kept_key=6.0,
+    rotary=8.0,
     kept_other=18.0,
     stream=4.0,
     base_copies=2.0,
