@@ -45,10 +45,13 @@ def plan_of(
         trainable=method.trainable_parameters(architecture),
         targets=footprint.targets,
         rank=footprint.rank,
+        ranks=footprint.ranks,
         bottleneck=footprint.bottleneck,
         sites=footprint.sites,
+        layers=footprint.layers,
         trains_base=footprint.trains_base,
         trains_head=footprint.trains_head and not footprint.trains_base,
+        trains_embeddings=footprint.trains_embeddings,
         dropout=footprint.dropout,
         magnitudes=footprint.magnitudes,
         adapter_bytes=4,  # trained values are float32 whatever the base is
