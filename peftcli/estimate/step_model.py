@@ -115,12 +115,13 @@ TRL_QLORA_DROPOUT = replace(
     TRL_LORA, name=f"{TRL_QLORA.name}, with dropout", peak_mlp=2.0, peak_hidden=10.0
 )
 TRL_DORA = replace(TRL_LORA, name="TRL, DoRA", peak_mlp=14.0, peak_counted=0.0, peak_hidden=-2.0)
-TRL_DORA_QUANTIZED = replace(
-    TRL_QLORA,
+TRL_DORA_QUANTIZED = replace(  # PEFT leaves the outputs in float32, and with them the stream
+    TRL_DORA,
     name="TRL, DoRA on a 4-bit base",
-    magnitude_value=2.0,
-    peak_mlp=14.0,
-    peak_counted=0.0,
+    kept_gated=15.0,
+    kept_other=3.0,
+    stream=4.0,
+    traffic=15.0,
 )
 TRL_BOTTLENECK = replace(
     TRL_LORA, name="TRL, bottleneck adapters", peak_mlp=6.0, peak_hidden=0.0, kept_other=4.0
