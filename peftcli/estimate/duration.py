@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from peftcli.estimate.gpus import Gpu, Speed
-from peftcli.estimate.layer import kept_per_token, layer_kinds
+from peftcli.estimate.layer import first_kept, kept_layers, kept_per_token
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.weights import weights
 
@@ -99,8 +99,7 @@ def micro_batch_seconds(plan: Plan, gpu: Gpu, tokens_per_row: float) -> float:
     rate = gpu.tflops * 1e12 * gpu.attained
     bandwidth = gpu.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE
     again = 1.4 if plan.checkpointing else 1.0
-    kinds = layer_kinds(plan.architecture)
-    kept = sum(kind.layers * kept_per_token(plan, kind) for kind in kinds)
+    kept = sum(kind.layers * kept_per_token(own, kind) for own, kind in kept_layers(plan))
     moved = again * plan.step.traffic * kept / bandwidth
     expanded = passes(plan) * 2.5 * weights(plan).elements / min(bandwidth, plan.step.expansion)
     launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
@@ -129,21 +128,35 @@ def flops_per_token(plan: Plan, tokens_per_row: float) -> tuple[float, float]:
     """
     architecture = plan.architecture
     head = architecture.vocab_size * architecture.hidden_size
-    update = 6 * plan.trainable * (0 if plan.trains_base else 1)
     head_factor = 6.0 if plan.trains_base or plan.trains_head else 4.0
     if plan.loss == "chunked":
         head_factor += plan.step.head_again
-    products = _layer_flops(plan) + head_factor * head + update
+    products = _layer_flops(plan) + head_factor * head + _update_flops(plan)
     width = architecture.heads * architecture.head_size
     span = min(tokens_per_row, architecture.sliding_window or tokens_per_row)
-    forward = 2.0 * width * span * architecture.layers
-    return float(products), forward * (4.5 if plan.checkpointing else 3.5)
+    forward = 2.0 * width * span
+    kept = architecture.layers - first_kept(plan)
+    attention = first_kept(plan) + kept * (4.5 if plan.checkpointing else 3.5)
+    return float(products), forward * attention
 
 
-def _layer_flops(plan: Plan) -> int:
-    """FLOPs of a token's products with the weights of the layers."""
+def _update_flops(plan: Plan) -> int:
+    """FLOPs of a token's products with the adapters; embeddings are looked up, not multiplied."""
+    values = sum(x.count * plan.rank_of(x) * (x.inputs + x.outputs) for x in plan.targets)
+    layers = plan.architecture.layers if plan.layers is None else len(plan.layers)
+    values += layers * plan.sites * 2 * plan.bottleneck * plan.architecture.hidden_size
+    return 6 * values
+
+
+def _layer_flops(plan: Plan) -> float:
+    """FLOPs of a token's products with the weights of the layers.
+
+    Layers below the lowest adapter run forward only.
+    """
     architecture = plan.architecture
     linears = [x for x in architecture.linears if x.kind not in ("head", "vision")]
     body = sum(x.count * x.weights for x in linears)
     body += sum(e.parameters() // e.count * e.active for e in architecture.experts)
-    return body * ((6 if plan.trains_base else 4) + (2 if plan.checkpointing else 0))
+    below = first_kept(plan) / architecture.layers
+    each = (6 if plan.trains_base else 4) + (2 if plan.checkpointing else 0)
+    return body * (2 * below + each * (1 - below))

@@ -12,6 +12,8 @@ from peftcli.estimate.step_model import (
     FUSED_FP8,
     FUSED_LORA,
     TRL_BOTTLENECK,
+    TRL_DORA,
+    TRL_DORA_QUANTIZED,
     TRL_FULL,
     TRL_FULL_FLOAT32,
     TRL_LORA,
@@ -43,10 +45,13 @@ def plan_of(
         trainable=method.trainable_parameters(architecture),
         targets=footprint.targets,
         rank=footprint.rank,
+        ranks=footprint.ranks,
         bottleneck=footprint.bottleneck,
         sites=footprint.sites,
+        layers=footprint.layers,
         trains_base=footprint.trains_base,
         trains_head=footprint.trains_head and not footprint.trains_base,
+        trains_embeddings=footprint.trains_embeddings,
         dropout=footprint.dropout,
         magnitudes=footprint.magnitudes,
         adapter_bytes=4,  # trained values are float32 whatever the base is
@@ -88,6 +93,8 @@ def step_of(plan: Plan) -> StepModel:
         return TRL_FULL_FLOAT32 if plan.base_bytes == 4 else TRL_FULL
     if plan.bottleneck:
         return TRL_BOTTLENECK
+    if plan.magnitudes and plan.base_bytes < 4 and any(x.kind == "mlp" for x in plan.targets):
+        return TRL_DORA_QUANTIZED if storage(plan) else TRL_DORA
     if storage(plan):
         return TRL_QLORA_DROPOUT if plan.dropout else TRL_QLORA
     if plan.base_bytes == 4:

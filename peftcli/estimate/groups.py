@@ -60,7 +60,7 @@ def padding(plan: Plan) -> int:
     if not plan.step.in_groups or plan.quantization == "fp8":
         return 0
     width = 2 * plan.architecture.intermediate
-    ranks = plan.rank * sum(x.suffix in GROUPS[2] for x in plan.targets)
+    ranks = sum(plan.rank_of(x) for x in plan.targets if x.suffix in GROUPS[2])
     return _rounded(width + _rounded(ranks, COLUMNS), STRIDE) - width
 
 
@@ -89,11 +89,12 @@ def _matrices(plan: Plan) -> Counter[Matrix]:
         targets = [x for x in plan.targets if x.suffix in group]
         layers = members[0].layers
         if all(x.layers == layers for x in targets):
-            found[_matrix(members, plan.rank * len(targets))] += len(layers)
+            ranks = sum(plan.rank_of(x) for x in targets)
+            found[_matrix(members, ranks)] += len(layers)
             continue
         for layer in layers:
-            tuned = sum(layer in x.layers for x in targets)
-            found[_matrix(members, plan.rank * tuned)] += 1
+            ranks = sum(plan.rank_of(x) for x in targets if layer in x.layers)
+            found[_matrix(members, ranks)] += 1
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peftcli.architecture.config import Architecture, Linear
 from peftcli.estimate.groups import padding
@@ -23,8 +23,12 @@ class Widths:
     key: int
     intermediate: int
     gated: bool
-    layers: int
-    """How many layers are of this kind."""
+    indices: tuple[int, ...]
+    """The layers of this kind."""
+
+    @property
+    def layers(self) -> int:
+        return len(self.indices)
 
 
 def layer_kinds(architecture: Architecture) -> list[Widths]:
@@ -34,16 +38,16 @@ def layer_kinds(architecture: Architecture) -> list[Widths]:
     dense = [i for i in dense if i not in set(sparse)]
     kinds = []
     if dense or not sparse:
-        kinds.append(_widths(architecture, architecture.intermediate, len(dense)))
+        kinds.append(_widths(architecture, architecture.intermediate, dense))
     if sparse:
-        kinds.append(_widths(architecture, _routed_width(architecture), len(sparse)))
-    idle = architecture.layers - len(dense) - len(sparse)
-    if idle > 0:  # attention or Mamba alone
+        kinds.append(_widths(architecture, _routed_width(architecture), sparse))
+    idle = sorted(set(range(architecture.layers)) - set(dense) - set(sparse))
+    if idle:  # attention or Mamba alone
         kinds.append(_widths(architecture, 0, idle))
     return [kind for kind in kinds if kind.layers]
 
 
-def _widths(architecture: Architecture, intermediate: int, layers: int) -> Widths:
+def _widths(architecture: Architecture, intermediate: int, layers: list[int]) -> Widths:
     ups = [x for x in _of_text(architecture) if x.kind == "mlp" and x.suffix not in WRITERS]
     names = {x.suffix for x in ups} | {x.name.rsplit(".", 1)[-1] for x in architecture.experts}
     gated = bool(names & {"gate_proj", "gate_up_proj", "w1"})
@@ -53,7 +57,7 @@ def _widths(architecture: Architecture, intermediate: int, layers: int) -> Width
         key=architecture.kv_heads * architecture.head_size,
         intermediate=intermediate,
         gated=gated,
-        layers=layers,
+        indices=tuple(layers),
     )
 
 
@@ -69,6 +73,46 @@ def _routed_width(architecture: Architecture) -> int:
 
 def _of_text(architecture: Architecture) -> list[Linear]:
     return [x for x in architecture.linears if x.layers and x.kind != "vision"]
+
+
+def first_kept(plan: Plan) -> int:
+    """The lowest layer that runs backward; what lies below it keeps nothing.
+
+    Plain checkpointing makes the first layer's input need a gradient, and so every layer.
+    """
+    everywhere = plan.trains_base or plan.trains_embeddings
+    if everywhere or (plan.checkpointing and not plan.step.in_groups):
+        return 0
+    tuned = {i for x in plan.targets for i in x.layers}
+    if plan.bottleneck:
+        tuned |= set(range(plan.architecture.layers) if plan.layers is None else plan.layers)
+    return min(tuned, default=0)
+
+
+def kept_layers(plan: Plan) -> list[tuple[Plan, Widths]]:
+    """The layers that run backward, by kind and by the adapters they have.
+
+    Each kind comes with the plan of its own adapters only.
+    """
+    groups: dict[tuple[Widths, tuple[str, ...], bool], list[int]] = {}
+    first, homes = first_kept(plan), {x.name: set(x.layers) for x in plan.targets}
+    for kind in layer_kinds(plan.architecture):
+        for i in kind.indices:
+            names = tuple(name for name, home in homes.items() if i in home)
+            site = plan.layers is None or i in plan.layers
+            if i >= first:
+                groups.setdefault((kind, names, site), []).append(i)
+    return [
+        (
+            replace(
+                plan,
+                targets=tuple(x for x in plan.targets if x.name in names),
+                bottleneck=plan.bottleneck * site,
+            ),
+            replace(kind, indices=tuple(found)),
+        )
+        for (kind, names, site), found in groups.items()
+    ]
 
 
 def kept_per_token(plan: Plan, widths: Widths) -> float:
@@ -142,7 +186,7 @@ def targets_kept(plan: Plan, widths: Widths) -> float:
         if target.kind in ("vision", "head") or (target.kind == "mlp" and not widths.intermediate):
             continue
         writes = target.suffix in WRITERS
-        total += step.kept_rank * plan.rank
+        total += step.kept_rank * plan.rank_of(target)
         total += step.kept_scaled * target.outputs if plan.magnitudes else 0.0
         each = step.kept_input + (step.kept_mask if plan.dropout else 0)
         if not step.inputs_shared:
@@ -152,6 +196,23 @@ def targets_kept(plan: Plan, widths: Widths) -> float:
                 total += step.kept_input * target.inputs
             seen.add((target.kind, writes))
     return total
+
+
+def kept_after(plan: Plan, widths: Widths, target: Linear) -> float:
+    """Of `kept_per_token`, what the layer keeps only after this target has its output."""
+    writes = target.suffix in WRITERS
+    if target.kind == "mlp":
+        if writes:
+            return 0.0
+        later = [x for x in plan.targets if x.kind == "mlp" and x.suffix in WRITERS]
+        return 2.0 * widths.intermediate + targets_kept(replace(plan, targets=tuple(later)), widths)
+    kept = kept_tensors(plan, widths)
+    later = [x for x in plan.targets if x.kind == "mlp"]
+    total = kept["feed-forward block"] + kept["inputs of the norms"] / 2
+    if not writes:
+        later += [x for x in plan.targets if x.kind == "attention" and x.suffix in WRITERS]
+        total += kept["queries and attention output"] + kept["keys and values"]
+    return total + targets_kept(replace(plan, targets=tuple(later)), widths)
 
 
 def stream_norms(architecture: Architecture) -> int:

@@ -13,14 +13,19 @@ from peftcli.estimate.groups import factors_and_room
 from peftcli.estimate.layer import (
     Widths,
     before_the_first_adapter,
+    kept_layers,
     kept_per_token,
     kept_tensors,
-    layer_kinds,
 )
 from peftcli.estimate.loss import loss_parts
 from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Plan
-from peftcli.estimate.transients import attention_backward, backward_moments, expanded
+from peftcli.estimate.transients import (
+    attention_backward,
+    backward_moments,
+    expanded,
+    magnitudes,
+)
 from peftcli.estimate.weights import Weights, largest_expanded, state_bytes, weights
 
 GIB = 2**30
@@ -44,9 +49,9 @@ class Peak:
 def training_peak(plan: Plan) -> Peak:
     """The largest of the moments of a step."""
     held = weights(plan)
-    moments = _moments(plan, held)
-    name = max(moments, key=lambda key: sum(part.size for part in moments[key]))
-    parts = (*static_parts(plan, held), *moments[name])
+    found = moments(plan, held)
+    name = max(found, key=lambda key: sum(part.size for part in found[key]))
+    parts = (*static_parts(plan, held), *found[name])
     return Peak(name, tuple(part for part in parts if part.size), held.paged)
 
 
@@ -82,19 +87,25 @@ def static_parts(plan: Plan, held: Weights) -> tuple[Part, ...]:
     )
 
 
-def _moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
-    kinds = layer_kinds(plan.architecture)
-    wide = max(kinds, key=lambda kind: kept_per_token(plan, kind))
+def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
+    """What is there beside `static_parts` at the fullest moments of a step, by moment."""
+    kinds = kept_layers(plan)
+    widest, wide = max(kinds, key=lambda kind: kept_per_token(*kind))
     forward = (*_kept(plan, kinds), *_base_copies(plan))
     if plan.accumulation > 1:
         forward = (*forward, _gradients(held, 1.0, "of the micro-batches before"))
-    backward = (*forward, *_again(plan, wide))
+    backward = (*forward, *_again(widest, wide))
     if plan.accumulation == 1 and plan.checkpointing:
         share = 1 / plan.architecture.layers
         backward = (*backward, _gradients(held, share, "of the last layer"), *_head_gradient(plan))
     nearly = 1 - 1 / plan.architecture.layers
-    last = (_gradients(held, nearly, "of all layers but one"), *_again(plan, wide))
+    last = (_gradients(held, nearly, "of all layers but one"), *_again(widest, wide))
     found = {name: (*backward, *parts) for name, parts in backward_moments(plan, wide).items()}
+    if plan.magnitudes:
+        weighed = magnitudes(plan, wide)
+        found["weights of DoRA"] = (*forward, *_again(widest, wide), *weighed)
+        if plan.checkpointing:
+            found["weights of DoRA, first layer"] = (*last, *weighed)
     return found | {
         "loss": (*forward, *loss_parts(plan)),
         "backward of attention": (*forward, *attention_backward(plan, wide)),
@@ -107,19 +118,19 @@ def _moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
     }
 
 
-def _kept(plan: Plan, kinds: list[Widths]) -> tuple[Part, ...]:
+def _kept(plan: Plan, kinds: list[tuple[Plan, Widths]]) -> tuple[Part, ...]:
     """What the forward pass leaves for the backward pass."""
     tokens, step = plan.tokens, plan.step
     rotary = step.rotary * plan.architecture.head_size * tokens
     if plan.checkpointing:
         each = step.stream * plan.architecture.hidden_size
-        layers = plan.architecture.layers
+        layers = sum(kind.layers for _, kind in kinds)
         text = f"{layers} layers x {tokens:,} tokens x {each:,.0f} B: the layers' inputs only"
         return (Part("activations", layers * tokens * each + rotary, text),)
-    total = sum(kind.layers * kept_per_token(plan, kind) for kind in kinds)
-    total -= before_the_first_adapter(plan, kinds[0])
+    total = sum(kind.layers * kept_per_token(own, kind) for own, kind in kinds)
+    total -= before_the_first_adapter(*kinds[0])
     text = " + ".join(
-        f"{kind.layers} layers x {tokens:,} tokens x {_named(plan, kind)}" for kind in kinds
+        f"{kind.layers} layers x {tokens:,} tokens x {_named(own, kind)}" for own, kind in kinds
     )
     parts = [Part("activations", tokens * total + rotary, text)]
     if plan.adapter_bytes == 4 and not plan.trains_base and not step.in_groups:

@@ -21,12 +21,17 @@ class Plan:
     targets: tuple[Linear, ...] = ()
     """Linear modules with a low-rank update; empty for other methods."""
     rank: int = 0
+    ranks: tuple[tuple[str, int], ...] = ()
+    """Names of targets that have another rank, and that."""
     bottleneck: int = 0
     """Width of bottleneck adapters; 0 without them."""
     sites: int = 0
     """Bottleneck adapters in each layer."""
+    layers: tuple[int, ...] | None = None
+    """Layers with bottleneck adapters; None for all of them."""
     trains_base: bool = False
     trains_head: bool = False
+    trains_embeddings: bool = False
     dropout: bool = False
     magnitudes: bool = False
     """DoRA: the length of each row of a weight is trained too."""
@@ -51,6 +56,10 @@ class Plan:
     loss: Literal["chunked", "logits"] = "chunked"
     """`chunked` never holds all logits; `logits` holds them, as a plain forward pass does."""
     step: StepModel = TRL_LORA
+
+    def rank_of(self, target: Linear) -> int:
+        """Width of this target's update."""
+        return dict(self.ranks).get(target.name, self.rank)
 
     @property
     def tokens(self) -> int:

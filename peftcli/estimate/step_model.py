@@ -43,8 +43,9 @@ class StepModel:
     """What enters the second low-rank matrix, per unit of rank and adapted linear."""
     kept_scaled: float = 4.0
     """DoRA only: outputs of the base and of the update, per output element of adapted linears."""
-    peak_scaled: float = 6.0
-    """DoRA only: the whole update, scaled, and summed with the weight, per element of it."""
+    magnitude_value: float = 4.0
+    """DoRA only: of an element of the update multiplied out, and of the weight beside it; the
+    input has this size too while they are there."""
     kept_other: float = 0.0
     """Further bytes per hidden element and layer: inputs of trained norms and base weights."""
     kept_site: float = 0.0
@@ -113,6 +114,15 @@ TRL_QLORA = replace(
 TRL_QLORA_DROPOUT = replace(
     TRL_LORA, name=f"{TRL_QLORA.name}, with dropout", peak_mlp=2.0, peak_hidden=10.0
 )
+TRL_DORA = replace(TRL_LORA, name="TRL, DoRA", peak_mlp=14.0, peak_counted=0.0, peak_hidden=-2.0)
+TRL_DORA_QUANTIZED = replace(  # PEFT leaves the outputs in float32, and with them the stream
+    TRL_DORA,
+    name="TRL, DoRA on a 4-bit base",
+    kept_gated=15.0,
+    kept_other=3.0,
+    stream=4.0,
+    traffic=15.0,
+)
 TRL_BOTTLENECK = replace(
     TRL_LORA, name="TRL, bottleneck adapters", peak_mlp=6.0, peak_hidden=0.0, kept_other=4.0
 )
@@ -127,16 +137,14 @@ TRL_FULL = replace(
 TRL_LORA_FLOAT32 = replace(
     TRL_LORA,
     name="TRL, LoRA on a float32 base",
-    kept_query=8.0,
-    kept_key=6.0,
+    rotary=8.0,
     stream=4.0,
     base_copies=2.0,
 )
 TRL_FULL_FLOAT32 = replace(
     TRL_FULL,
     name="TRL, full fine-tuning in float32",
-    kept_query=10.0,
-    kept_key=6.0,
+    rotary=8.0,
     kept_other=18.0,
     stream=4.0,
     base_copies=2.0,

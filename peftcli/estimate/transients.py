@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from peftcli.estimate.layer import Widths, softcap
+from peftcli.architecture.config import Linear
+from peftcli.estimate.layer import WRITERS, Widths, kept_after, softcap
 from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Plan
-from peftcli.estimate.weights import largest_expanded, storage
+from peftcli.estimate.weights import largest_expanded
 
 
 def backward_moments(plan: Plan, wide: Widths) -> dict[str, tuple[Part, ...]]:
     """Temporaries of the backward pass of the widest layer, by moment."""
-    moments = {
+    return {
         "backward of the feed-forward block": (_mlp(plan, wide),),
         "backward of the up-projections": expanded(plan, wide, 0.0),
     }
-    if plan.magnitudes:
-        moments["weights of DoRA"] = (_magnitudes(plan),)
-    return moments
 
 
 def _mlp(plan: Plan, wide: Widths) -> Part:
@@ -54,14 +52,29 @@ def attention_backward(plan: Plan, wide: Widths) -> tuple[Part, ...]:
     return (Part("attention scores", plan.tokens * each, text),)
 
 
-def _magnitudes(plan: Plan) -> Part:
-    """PEFT sends an identity matrix through the update, and takes the length of each row of the sum
-    with the weight."""
-    each = plan.step.peak_scaled + (2 if storage(plan) else 0)
-    sizes = [
-        max(6 * x.inputs**2, 2 * x.inputs**2 + each * x.weights)
-        for x in plan.targets
-        if x.kind != "vision"
-    ]
+def magnitudes(plan: Plan, wide: Widths) -> tuple[Part, ...]:
+    """What PEFT's DoRA holds while it weighs the rows of one weight, where that is most.
+
+    It sends an identity matrix through the update, scales it, adds it to the weight, and takes the
+    length of each row; two of these matrices stay until the outputs are scaled and summed.
+    """
+    sizes = [_weighed(plan, wide, x) for x in plan.targets if x.kind in ("mlp", "attention")]
     text = "an identity matrix, the update multiplied out, and its sum with the weight"
-    return Part("the update as a whole matrix", max(sizes, default=0.0), text)
+    return (Part("the update as a whole matrix", max(sizes, default=0.0), text),)
+
+
+def _weighed(plan: Plan, wide: Widths, target: Linear) -> float:
+    """Bytes beside all that the layer will have kept, while it computes this target's output."""
+    value, writes = plan.step.magnitude_value, target.suffix in WRITERS
+    cast = value * target.inputs if value > 2 else 0.0
+    around = 14 if plan.checkpointing else 4 if writes else 2  # the stream and its gradients
+    tokens = cast + 2 * target.inputs + around * wide.hidden - kept_after(plan, wide, target)
+    own = plan.step.kept_input * target.inputs + 2 * target.outputs  # not kept yet in the matrices
+    identity, size = float(target.inputs**2), target.weights
+    scaled = 6 if writes and plan.checkpointing else 12  # nothing more is computed again
+    early = max(6 * identity + 2 * size, 2 * identity + 4 * value * size)
+    late = 2 * identity + 2 * value * size
+    return max(
+        early + plan.tokens * (tokens - own),
+        late + plan.tokens * (tokens + scaled * target.outputs),
+    )

@@ -164,5 +164,7 @@ def paged_elements(plan: Plan) -> int:
         return plan.architecture.layers * plan.sites * each
     if not plan.targets:
         return plan.trainable
-    sides = [(x.count, side * plan.rank) for x in plan.targets for side in (x.inputs, x.outputs)]
+    sides = [
+        (x.count, side * plan.rank_of(x)) for x in plan.targets for side in (x.inputs, x.outputs)
+    ]
     return sum(count * size for count, size in sides if size >= PAGED_FROM)

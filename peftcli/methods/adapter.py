@@ -24,6 +24,7 @@ from peftcli.methods.base import (
     layer_problem,
     refuse_conflicts,
     tokens_problem,
+    trains_embeddings,
     whole_parameters,
 )
 
@@ -109,8 +110,12 @@ class Adapter(Method, QuantizedBase):
         family = family_of(architecture.model_type)
         return Footprint(
             trains_head="lm_head" in self.modules_to_save,
+            trains_embeddings=trains_embeddings(
+                architecture, self.modules_to_save, self.trainable_token_indices
+            ),
             bottleneck=self.size(architecture.hidden_size),
             sites=len(family.adapter_sites(self.placement)) if family else 0,
+            layers=self.layers,
             dropout=self.dropout > 0,
             fusible=self._fusible(),
             quantization=self.quantization,

@@ -53,13 +53,19 @@ class Footprint:
 
     trains_base: bool = False
     trains_head: bool = False
+    trains_embeddings: bool = False
+    """Whether any of their rows are trained, so that every layer runs backward."""
     targets: tuple[Linear, ...] = ()
     """Linear modules with a low-rank update."""
     rank: int = 0
+    ranks: tuple[tuple[str, int], ...] = ()
+    """Names of targets that have another rank, and that."""
     bottleneck: int = 0
     """Width of bottleneck adapters."""
     sites: int = 0
     """Bottleneck adapters in each layer."""
+    layers: tuple[int, ...] | None = None
+    """Layers with bottleneck adapters; None for all of them."""
     dropout: bool = False
     magnitudes: bool = False
     """Whether the length of each row of a weight is trained too (DoRA)."""
@@ -146,6 +152,17 @@ def whole_parameters(
     tensors = [x for x in architecture.tensors if set(modules) & set(x.name.split("."))]
     whole = sum(x.parameters() for x in linears) + sum(x.parameters() for x in tensors)
     return whole + len(tokens) * architecture.hidden_size
+
+
+def trains_embeddings(
+    architecture: Architecture, modules: tuple[str, ...], tokens: tuple[int, ...]
+) -> bool:
+    """Whether whole embeddings are trained, or the rows of single tokens."""
+    places = (
+        "embed" in name and any(part in name.split(".") for part in modules)
+        for name in (x.name for x in architecture.tensors if not x.layers)
+    )
+    return bool(tokens) or any(places)
 
 
 def layer_problem(

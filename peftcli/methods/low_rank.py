@@ -23,6 +23,7 @@ from peftcli.methods.base import (
     Thrift,
     layer_problem,
     tokens_problem,
+    trains_embeddings,
     whole_parameters,
 )
 
@@ -103,14 +104,24 @@ class LowRank(Method):
         )
 
     def footprint(self, architecture: Architecture) -> Footprint:
+        targets = tuple(self.targets(architecture))
         return Footprint(
             trains_head="lm_head" in self.modules_to_save,
-            targets=tuple(self.targets(architecture)),
-            rank=max([self.rank, *self.rank_pattern.values()]),  # too much rather than too little
+            trains_embeddings=trains_embeddings(
+                architecture, self.modules_to_save, self.trainable_token_indices
+            ),
+            targets=targets,
+            rank=self.rank,
+            ranks=tuple((x.name, self._rank(x)) for x in targets if self._rank(x) != self.rank),
             dropout=self.dropout > 0,
             magnitudes=self.use_dora,
             fusible=self._fusible(),
         )
+
+    def _rank(self, target: Linear) -> int:
+        """The largest rank of a target's modules: rather too much than too little."""
+        paths = [path for path, _ in target.paths()]
+        return max(_by_pattern(self.rank_pattern, path, self.rank) for path in paths)
 
     def _fusible(self) -> bool:
         others = self.dropout > 0 or self.use_dora or self.bias != "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +27,7 @@ from peftcli.train.fast.lora import Unsupported
 from peftcli.train.fast.model import accelerate
 
 RANK, WIDTH = 8, 16
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SIZES: dict[str, Any] = {
     "vocab_size": 256,
     "hidden_size": 128,
@@ -47,7 +49,8 @@ def model_of(family: str, method: str = "lora", **options: Any) -> Any:
     base = AutoModelForCausalLM.from_config(
         CONFIGS[family](**SIZES), attn_implementation=attention.NAME, dtype=torch.bfloat16
     )
-    config: Any = LoraConfig(task_type="CAUSAL_LM", r=RANK, target_modules="all-linear", **options)
+    linears: Any = LINEARS if "layers_to_transform" in options else "all-linear"
+    config: Any = LoraConfig(task_type="CAUSAL_LM", r=RANK, target_modules=linears, **options)
     if method == "adapter":
         modules = ["o_proj", "down_proj"]
         config = BottleneckConfig(
@@ -80,27 +83,27 @@ def kept_bytes(model: Any, fast: Any, length: int) -> int:
     """Bytes that the layers keep for the backward pass of two rows, parameters left out."""
     own = {x.untyped_storage().data_ptr() for x in model.parameters()}
     own |= {x.untyped_storage().data_ptr() for x in fast.shadows.copies}
-    kept: dict[int, int] = {}
+    kept: list[tuple[weakref.ref[torch.Tensor], int, int]] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in own:
-            kept[place] = tensor.untyped_storage().nbytes()
-            alive.append(tensor)
-        return tensor
+        held = tensor.detach()  # lives as long as the graph needs it
+        storage = tensor.untyped_storage()
+        kept.append((weakref.ref(held), storage.data_ptr(), storage.nbytes()))
+        return held
 
-    alive: list[torch.Tensor] = []
     rows = [{"input_ids": [5] * length, "labels": [5] * length}] * 2
     (batch,) = Batches(0, 2, length, apart=True)(rows)["micro_batches"]
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        fast.body(
+        output = fast.body(
             input_ids=batch["input_ids"],
             position_ids=batch["position_ids"],
             cu_seq_lens_q=batch.get("cu_seq_lens"),
             max_length_q=batch["longest"],
             use_cache=False,
         )
-    return sum(kept.values())
+    alive = {place: size for held, place, size in kept if held() is not None and place not in own}
+    assert output is not None  # and with it the graph
+    return sum(alive.values())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
@@ -114,6 +117,27 @@ def test_bytes_for_each_token(family: str, method: str, checkpointing: bool) -> 
     found = [_activations(plan) for plan in plans]
     expected = (found[1] - found[0]) / 256 + 2 * SIZES["hidden_size"] + 4  # the last norm's input
     if checkpointing:  # the function that computes again holds the rotation, autograd does not
+        expected -= 4 * SIZES["head_dim"]
+    assert grown / 256 == expected
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("method", ["lora", "adapter"])
+@pytest.mark.parametrize("layers", [[1], [0], [0, 2]], ids=str)
+def test_layers_below_the_lowest_adapter_keep_nothing(
+    layers: list[int], method: str, checkpointing: bool
+) -> None:
+    model = model_of("llama", method, layers_to_transform=layers)
+    fast = accelerate(model, checkpointing)
+    grown = kept_bytes(model, fast, 192) - kept_bytes(model, fast, 64)
+    plans = [plan_for("llama", method, tokens, checkpointing) for tokens in (64, 192)]
+    if method == "lora":
+        targets = tuple(linear_shapes(plans[0].architecture, LINEARS, layers))
+        plans = [replace(plan, targets=targets) for plan in plans]
+    plans = [replace(plan, layers=tuple(layers)) for plan in plans]
+    found = [_activations(plan) for plan in plans]
+    expected = (found[1] - found[0]) / 256 + 2 * SIZES["hidden_size"] + 4
+    if checkpointing:
         expected -= 4 * SIZES["head_dim"]
     assert grown / 256 == expected
 
@@ -208,6 +232,24 @@ def test_factors_lie_in_the_matrices_of_the_weights(method: str) -> None:
     after = _held([*model.parameters(), *(x for x in fast.shadows.copies if x is not None)])
     (part,) = factors_and_room(plan_for("llama", method, 64, False))
     assert part.size == after - before
+
+
+def test_each_target_counts_with_its_own_rank() -> None:
+    pattern = {"q_proj": 40, "down_proj": 24}
+    model = model_of("llama", rank_pattern=pattern)
+    before = _held(list(model.parameters()))
+    fast = accelerate(model)
+    after = _held([*model.parameters(), *(x for x in fast.shadows.copies if x is not None)])
+    keys = {"model": {"name": "x"}, "data": {"train": "rows.jsonl"}, "output": "run"}
+    method = {"name": "lora", "rank": RANK, "rank_pattern": pattern}
+    recipe = Recipe.model_validate({**keys, "method": method})
+    architecture = architecture_from(CONFIGS["llama"](**SIZES).to_dict())
+    plan = plan_of(recipe, architecture, find_gpu("H100"), length=64, packing=False)
+    (part,) = factors_and_room(plan)
+    assert part.size == after - before
+    grown = kept_bytes(model, fast, 192) - kept_bytes(model, fast, 64)
+    sizes = [_activations(replace(plan, length=tokens)) for tokens in (64, 192)]
+    assert grown / 256 == (sizes[1] - sizes[0]) / 128 + 2 * SIZES["hidden_size"] + 4
 
 
 def _held(tensors: list[torch.Tensor]) -> int:

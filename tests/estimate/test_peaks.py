@@ -1,0 +1,106 @@
+"""The formula's moments against everything that a plain step really allocates, on tiny models."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from allocations import Allocations
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from peftcli.architecture.config import architecture_from, linear_shapes
+from peftcli.estimate.facts import step_of
+from peftcli.estimate.memory import moments, static_parts
+from peftcli.estimate.plan import Plan
+from peftcli.estimate.weights import weights
+
+RANK = 4
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def config_of(hidden: int, intermediate: int) -> LlamaConfig:
+    """Wide enough for its sizes to tell which tensor is which; heads repeat no keys."""
+    return LlamaConfig(
+        vocab_size=64,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+    )
+
+
+def allocated(config: LlamaConfig, tokens: int, checkpointing: bool, **options: Any) -> int:
+    """The peak of a forward and backward pass of all layers under autocast, loss left out."""
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(
+        config, dtype=torch.bfloat16, attn_implementation="sdpa"
+    )
+    chosen = LoraConfig(task_type="CAUSAL_LM", r=RANK, **options)
+    model = get_peft_model(base, chosen).train()
+    if checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.enable_input_require_grads()
+    ids = torch.zeros(1, tokens, dtype=torch.long)
+    gc.collect()
+    with Allocations(model.parameters()) as counted:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = base.model(input_ids=ids, use_cache=False).last_hidden_state.sum()
+        loss.backward()
+    return counted.peak
+
+
+def predicted(plan: Plan) -> float:
+    """The formula's peak for the same."""
+    held = weights(plan)
+    left_out = ("loss", "optimizer step")
+    largest = max(
+        sum(part.size for part in parts)
+        for name, parts in moments(plan, held).items()
+        if name not in left_out
+    )
+    return largest + sum(part.size for part in static_parts(plan, held))
+
+
+def plan_of(config: LlamaConfig, tokens: int, checkpointing: bool, **changes: Any) -> Plan:
+    architecture = architecture_from(config.to_dict())
+    targets = tuple(linear_shapes(architecture, list(changes.pop("targets", ALL))))
+    each = [RANK * (x.inputs + x.outputs) + x.outputs * changes["magnitudes"] for x in targets]
+    plan = Plan(
+        architecture=architecture,
+        trainable=sum(x.count * size for x, size in zip(targets, each, strict=True)),
+        targets=targets,
+        rank=RANK,
+        optimizer="sgd",
+        batch=1,
+        length=tokens,
+        checkpointing=checkpointing,
+        **changes,
+    )
+    return replace(plan, step=step_of(plan))
+
+
+# hidden, intermediate, tokens: from where weights decide to where activations do.
+SIZES = [(128, 512, 64), (256, 512, 256), (128, 384, 1024)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize(("hidden", "intermediate", "tokens"), SIZES)
+def test_dora(hidden: int, intermediate: int, tokens: int, checkpointing: bool) -> None:
+    config = config_of(hidden, intermediate)
+    peak = allocated(config, tokens, checkpointing, target_modules=list(ALL), use_dora=True)
+    plan = plan_of(config, tokens, checkpointing, magnitudes=True)
+    assert predicted(plan) == pytest.approx(peak, rel=0.025)
+
+
+def test_dora_on_attention_alone() -> None:
+    config, targets = config_of(128, 512), ("q_proj", "v_proj")
+    peak = allocated(config, 256, False, target_modules=list(targets), use_dora=True)
+    plan = plan_of(config, 256, False, targets=targets, magnitudes=True)
+    assert predicted(plan) == pytest.approx(peak, rel=0.025)
