@@ -10,11 +10,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from peftcli.adapters import wrap
 from peftcli.architecture.config import architecture_from
 from peftcli.estimate.duration import flops_per_token
 from peftcli.estimate.facts import plan_of
 from peftcli.estimate.gpus import find_gpu
-from peftcli.models import wrap
 from peftcli.recipe.schema import Recipe
 
 TOKENS = 64
