@@ -27,6 +27,7 @@ from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import RunDir
 from peftcli.train.attempt import health_of
 from peftcli.train.build import LoadBase, build_trainer, load_model
+from peftcli.train.fast.fp8 import forget_turned
 from peftcli.train.fast.weights import forget_room
 from peftcli.train.flat import forget_settings
 from peftcli.train.interruption import Interruption
@@ -194,6 +195,7 @@ def release(device: Device) -> None:
     """Give back what an earlier measurement in this process left."""
     forget_settings()
     forget_room()
+    forget_turned()
     gc.collect()
     if device.kind == "cuda":
         torch.cuda.synchronize()

@@ -5,7 +5,14 @@ from __future__ import annotations
 import signal
 
 from faults.lab import Fault, Lab
-from faults.scene import Scene, again, check_no_half_result, check_same_result, forget
+from faults.scene import (
+    Scene,
+    again,
+    check_no_half_result,
+    check_same_result,
+    finished,
+    forget,
+)
 
 
 def check_operation(lab: Lab, scene: Scene, fault: Fault) -> None:
@@ -27,7 +34,7 @@ def check_operation(lab: Lab, scene: Scene, fault: Fault) -> None:
             assert "\nhint: " in broken.errors, where
     check_no_half_result(output)
     # The last operation syncs a folder whose manifest says already that the run is finished.
-    if broken.code != 0 and "the run itself is finished" not in broken.errors:
+    if broken.code != 0 and not finished(output):
         resumed = again(lab, scene, output)
         assert resumed.code == 0, f"{where}\nresume: {resumed.errors}"
     check_same_result(scene, output)

@@ -159,6 +159,11 @@ def add_(y: Tensor, low: Tensor | None, factors: Tensor, add: Tensor | None) -> 
     return y if add is None else y.add_(add)
 
 
+def forget_turned() -> None:
+    """Free the buffers of `turned`; the next use makes them again."""
+    _TURNED.clear()
+
+
 def turned(codes: Tensor) -> Tensor:
     """The same codes lying by columns, until the next call: used one after the other."""
     if not codes.is_cuda:
