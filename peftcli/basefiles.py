@@ -7,6 +7,7 @@ from pathlib import Path
 
 from peftcli.bundled import bundled
 from peftcli.errors import UsageError
+from peftcli.paths import expanded
 from peftcli.recipe.schema import Model
 from peftcli.untrusted import custom_code
 
@@ -19,7 +20,7 @@ def locate(model: Model) -> str:
         raise UsageError(f"model: {error}", "write one of those") from None
     if own is not None:
         return str(own)
-    path = Path(model.name).expanduser()
+    path = expanded(model.name)
     if path.is_dir():
         return str(path)
     if path.is_file():

@@ -81,12 +81,15 @@ class Inconclusive(PeftcliError):
     exit_code = ExitCode.INCONCLUSIVE
 
 
-def unreadable(place: str, error: OSError) -> PeftcliError:
-    """What to raise for a file that is there and cannot be read: the disk's fault or the user's."""
+def unreadable(place: str, error: OSError, kind: type[PeftcliError]) -> PeftcliError:
+    """What to raise for a file that is there and cannot be read.
+
+    ResourceError where the disk fails, `kind` where the user can mend it.
+    """
     message = f"{place}: cannot be read: {error.strerror or error}"
     if error.errno in DISK_ERRORS:
         return ResourceError(message, disk_hint(error))
-    return UsageError(message, "check its name and its permissions")
+    return kind(message, "check its name and its permissions")
 
 
 def disk_hint(error: OSError) -> str:

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+
+@contextmanager
+def saved(leave_out: Iterable[torch.Tensor]) -> Iterator[dict[int, torch.Tensor]]:
+    """What autograd keeps for the backward pass within the block, by storage."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in leave_out}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in own:
+            kept[place] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield kept
 
 
 class Allocations(TorchDispatchMode):

@@ -23,7 +23,7 @@ LAYERS = (
     ("methods", "data", "rendering", "metrics"),
     ("architecture", "overlap"),
     ("events", "bundled", "weightfiles", "lock", "fp8", "records"),
-    ("untrusted", "privacy"),
+    ("untrusted", "privacy", "paths"),
     ("errors", "__init__"),
 )
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "numpy", "pyarrow", "matplotlib")

@@ -49,7 +49,7 @@ def open_data(file: DataFile) -> Iterator[BinaryIO]:
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise DataError(f"{file.shown}: broken gzip data: {error}", "copy the file again") from None
     except OSError as error:
-        raise unreadable(file.shown, error) from None
+        raise unreadable(file.shown, error, DataError) from None
 
 
 class _Bounded(RawIOBase):

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from peftcli.data.rows import DataFile
-from peftcli.errors import unreadable
+from peftcli.errors import DataError, unreadable
 
 BLOCK = 1 << 19
 
@@ -46,7 +46,7 @@ def scan(file: DataFile) -> Scan:
                     start, first = offset + end, line
                 offset += len(block)
     except OSError as error:
-        raise unreadable(file.shown, error) from None
+        raise unreadable(file.shown, error, DataError) from None
     if start < offset:
         ranges.append(Range(start, offset - start, first))
     return Scan(offset, digest.hexdigest(), tuple(ranges))

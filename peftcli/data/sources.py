@@ -15,6 +15,7 @@ from peftcli.data.hub import HubSet, hub_rows
 from peftcli.data.readers import read_file
 from peftcli.data.rows import DataFile, RawRow
 from peftcli.errors import DataError
+from peftcli.paths import expanded
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -64,7 +65,7 @@ def resolve(source: Source, base_dir: Path) -> list[DataFile] | HubSet:
         own = bundled(source.path)
     except FileNotFoundError as error:
         raise DataError(f"data: {error}", "write one of those, or a file of yours") from None
-    path = own or base_dir / Path(source.path).expanduser()
+    path = own or base_dir / expanded(source.path)
     if path.is_file():
         return [_data_file(path, source.path)]
     if path.is_dir():

@@ -9,6 +9,7 @@ from peftcli.architecture.catalog import find_model, nearest_names
 from peftcli.architecture.config import Architecture, read_architecture
 from peftcli.bundled import bundled
 from peftcli.errors import ArtefactError, UsageError
+from peftcli.paths import expanded
 from peftcli.untrusted import custom_code
 
 
@@ -24,7 +25,7 @@ def find_architecture(
         own = bundled(name)
     except FileNotFoundError as error:
         raise UsageError(f"model: {error}", "Write one of those.") from None
-    path = own or Path(name).expanduser()
+    path = own or expanded(name)
     if _exists(path):
         return read_architecture(path)
     cached = cached_config(name)
@@ -62,7 +63,7 @@ def known_architecture(name: str) -> Architecture | None:
     except UsageError:
         return None
     except ArtefactError:
-        if custom_code(Path(name).expanduser()):  # loading it names the code that it needs
+        if custom_code(expanded(name)):  # loading it names the code that it needs
             return None
         raise
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from peftcli.bundled import PREFIX, bundled
 from peftcli.errors import UsageError
 from peftcli.fingerprint import check_same_base
+from peftcli.paths import expanded
 from peftcli.recipe.load import LoadedRecipe, load_recipe
 from peftcli.recipe.schema import Model
 from peftcli.run_dir import RunDir
@@ -70,7 +71,7 @@ def check_base(target: Target, base: Path | None) -> None:
 
 def local_base(target: Target) -> Path | None:
     """The folder of a local or bundled base; None for one on the hub."""
-    path = bundled(target.base.name) or Path(target.base.name).expanduser()
+    path = bundled(target.base.name) or expanded(target.base.name)
     return path if path.is_dir() else None
 
 

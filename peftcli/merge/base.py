@@ -9,6 +9,7 @@ from typing import Any
 from peftcli.bundled import bundled
 from peftcli.errors import ArtefactError, UsageError
 from peftcli.merge.source import HUB_ID, AdapterSource
+from peftcli.paths import expanded
 from peftcli.untrusted import read_object
 
 SMALL_FILES = (
@@ -44,7 +45,7 @@ def find_base(adapter: AdapterSource, wanted: str | None, *, offline: bool, pick
         own = bundled(name)
     except FileNotFoundError as error:
         raise UsageError(f"base model: {error}", "name it with --base-model") from None
-    folder = own or Path(name).expanduser()
+    folder = own or expanded(name)
     commit = None
     if not folder.is_dir():
         if not HUB_ID.fullmatch(name) and "/" in name:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peftcli.errors import ArtefactError, UsageError
+from peftcli.paths import expanded
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import RunDir
 from peftcli.untrusted import read_object
@@ -50,7 +51,7 @@ def find_adapter(source: Path, *, offline: bool = False) -> AdapterSource:
 
     Raises UsageError where there is none, and ArtefactError for damaged JSON.
     """
-    folder = source.expanduser()
+    folder = expanded(source)
     if not folder.exists() and HUB_ID.fullmatch(str(source)):
         folder = _download(str(source), offline)
     if (folder / CONFIG).is_file():

@@ -171,4 +171,4 @@ def _text(path: FilePath) -> str:
             ) from None
         raise RecipeError(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
     except OSError as error:
-        raise unreadable(str(path), error) from None
+        raise unreadable(str(path), error, RecipeError) from None

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase  # noqa: TID253 - this file is heavy
 
 from peftcli.errors import ArtefactError, DataError
+from peftcli.paths import expanded
 from peftcli.rendering.probe import Turns, probe
 from peftcli.rendering.template import ChatTemplate, TemplateSource
 from peftcli.rendering.time_limit import PROBE_SECONDS, time_limit
@@ -98,7 +99,7 @@ def _source(tokenizer: PreTrainedTokenizerBase, text: str, origin: str) -> Templ
 
 
 def _file(name: str, base_dir: Path) -> str:
-    path = base_dir / Path(name).expanduser()
+    path = base_dir / expanded(name)
     try:
         return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

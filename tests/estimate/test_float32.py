@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from allocations import saved
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
@@ -34,21 +35,11 @@ CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
 
 def kept_bytes(model: Any, body: Any, length: int) -> int:
     """Bytes that the layers keep for the backward pass of two rows, parameters left out."""
-    own = {x.untyped_storage().data_ptr() for x in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in own:
-            kept[place] = tensor
-        return tensor
-
     rows = [{"input_ids": [5] * length, "labels": [5] * length}] * 2
     (batch,) = Batches(0, 2, length, apart=True)(rows)["micro_batches"]
     inputs = model_inputs(batch)
     inputs.pop("labels")
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, torch.autocast("cpu", dtype=torch.bfloat16):
+    with saved(model.parameters()) as kept, torch.autocast("cpu", dtype=torch.bfloat16):
         body(**inputs, use_cache=False)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from allocations import saved
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -31,17 +32,7 @@ def kept_bytes(tokens: int, *, dora: bool, dropout: float = 0.0) -> int:
     config = LoraConfig(r=RANK, target_modules=["linear"], use_dora=dora, lora_dropout=dropout)
     model = get_peft_model(OneLinear(), config).train()
     values = torch.randn(tokens, INPUTS, dtype=torch.bfloat16, requires_grad=True)
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in own:
-            kept[place] = tensor
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, torch.autocast("cpu", dtype=torch.bfloat16):
+    with saved(model.parameters()) as kept, torch.autocast("cpu", dtype=torch.bfloat16):
         model(values)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 

@@ -406,3 +406,13 @@ def test_weight_that_is_no_number(text: str) -> None:
 
 def _bytes(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_home_folder_that_nobody_has(make_case: Callable[..., Any], tmp_path: Path) -> None:
+    case = make_case("llama", LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
+    with pytest.raises(UsageError, match="~nobody-here/a/base: no such folder"):
+        run(
+            case.adapter,
+            MergeOptions(base_model="~nobody-here/a/base", output=tmp_path / "merged"),
+            print,
+        )
