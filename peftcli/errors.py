@@ -94,6 +94,8 @@ def unreadable(place: str, error: OSError, kind: type[PeftcliError]) -> PeftcliE
 
 def disk_hint(error: OSError) -> str:
     """What to do about an error of the operating system."""
+    if error.errno == errno.EPIPE:
+        return "keep the program open that reads it"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space"
     if error.errno in DISK_ERRORS:

@@ -16,19 +16,26 @@ SHARE = 8  # of the machine's memory at most an eighth
 PIECE = 1 << 24
 
 
-def read_ahead(adapter: AdapterSource, base_model: str | None) -> Thread:
-    """Start it and go on; nothing is downloaded, and nothing is said about what is missing."""
-    thread = Thread(target=_read_ahead, args=(adapter, base_model), daemon=True)
+def read_ahead(adapter: AdapterSource, base_model: str | None) -> Thread | None:
+    """Start it and go on; nothing is downloaded, and nothing is said about what is missing.
+
+    None where the base is not here yet.
+    """
+    try:
+        base = find_base(adapter, base_model, offline=True, pickle=False)
+    except (PeftcliError, OSError):  # the merge itself says what is wrong
+        return None
+    thread = Thread(target=_read, args=(base.folder,), daemon=True)
     thread.start()
     return thread
 
 
-def _read_ahead(adapter: AdapterSource, base_model: str | None) -> None:
-    with suppress(PeftcliError, OSError):  # the merge itself says what is wrong
-        base = find_base(adapter, base_model, offline=True, pickle=False)
+def _read(folder: Path) -> None:
+    """In a thread, which imports nothing: modules are not imported twice at a time."""
+    with suppress(OSError):
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         left = min(MOST_BYTES, memory // SHARE)
-        for file in sorted(base.folder.glob("*.safetensors")):
+        for file in sorted(folder.glob("*.safetensors")):
             left -= _expect(file, left)
 
 

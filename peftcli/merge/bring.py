@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,18 +36,19 @@ def bring_files(base: Base, adapter: AdapterSource, staging: Path) -> None:
         _copy(file, staging)
 
 
-def check_links(base: Base, adapter: AdapterSource) -> None:
+def check_links(base: Base, adapter: AdapterSource, config: dict[str, Any]) -> None:
     """Refuse links that lead out of a model's folder: what they name would be passed on.
 
     Raises ArtefactError with the link and where it leads. The hub's cache consists of links, into
     the repository's own files.
     """
-    for file in [*_brought(base, adapter), *base.folder.glob("*.py")]:
-        folder = (adapter if file.is_relative_to(adapter.folder) else base).folder
-        home = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    code = base.folder.glob("*.py") if "auto_map" in config else ()
+    for file in [*_brought(base, adapter), *code]:
+        folder = (adapter if file.is_relative_to(adapter.folder) else base).folder.absolute()
+        home = next((x.parent for x in folder.parents if x.name == "snapshots"), folder)
         for found in (file, *(file.rglob("*") if file.is_dir() else ())):
-            target = found.resolve()
-            if not target.is_relative_to(home.resolve()):
+            target = Path(os.path.realpath(found))  # which follows a link to itself no further
+            if not target.is_relative_to(os.path.realpath(home)):
                 raise ArtefactError(
                     f"{found}: a link to {target}, outside of the model's folder, which the merged "
                     "model would carry along",

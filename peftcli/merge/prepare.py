@@ -80,7 +80,7 @@ def prepare(inputs: Inputs, options: MergeOptions, tell: Tell) -> Prepared:
     values = read_config(inputs.base)
     for source in inputs.sources:
         check_belongs(source, inputs.base)
-        check_links(inputs.base, source)
+        check_links(inputs.base, source, values)
     choice = choose_base(inputs.sources, options.base)
     tell(f"base: {inputs.base.name}, {choice.kind} weights: {choice.why}")
     config = load_config(inputs.base)

@@ -36,7 +36,9 @@ def test_the_base_is_read_while_libraries_are_imported(make_case: Callable[..., 
     case = make_case("llama", LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"]))
     weights = case.base / "model.safetensors"
     forget(weights)
-    read_ahead(find_adapter(case.adapter), str(case.base)).join()
+    thread = read_ahead(find_adapter(case.adapter), str(case.base))
+    assert thread is not None
+    thread.join()
     assert share_in_memory(weights) == 1
 
 
@@ -45,7 +47,9 @@ def test_what_is_missing_or_hangs_is_left_to_the_merge(make_case: Callable[..., 
     adapter = find_adapter(case.adapter)
     (case.base / "model.safetensors").unlink()
     os.mkfifo(case.base / "model.safetensors")
-    for base in (str(case.base), str(case.base / "absent"), "nobody/nothing"):
-        thread = read_ahead(adapter, base)
-        thread.join(60)
-        assert not thread.is_alive()
+    thread = read_ahead(adapter, str(case.base))
+    assert thread is not None
+    thread.join(60)
+    assert not thread.is_alive()
+    for base in (str(case.base / "absent"), "nobody/nothing"):
+        assert read_ahead(adapter, base) is None

@@ -245,6 +245,9 @@ def test_links_out_of_a_model_are_not_passed_on(
         refused(answer, 4, f"{link.name}: a link to {secret}")
         assert not merged.exists()
         link.unlink()
+    (base / "LICENSE").symlink_to(base / "LICENSE")  # a circle ends in no traceback
+    answer = peftcli("merge", adapter, "--base-model", base, "--output", merged)
+    assert "Traceback" not in answer.error
 
 
 def test_links_of_the_hub_cache_are_followed(
@@ -257,7 +260,11 @@ def test_links_of_the_hub_cache_are_followed(
     (base / "LICENSE").write_text("as you like")
     for file in base.iterdir():
         (snapshot / file.name).symlink_to(Path("..", "..", "blobs", file.name))
-    adapter = adapter_of(finished / "run", tmp_path / "adapter")
+    adapter_of(finished / "run", repository / "tuned")
+    adapter = snapshot / "tuned"  # of a repository that holds both
+    adapter.mkdir()
+    for file in (repository / "tuned").iterdir():
+        (adapter / file.name).symlink_to(file)
     merged = tmp_path / "merged"
     answer = peftcli("merge", adapter, "--base-model", snapshot, "--output", merged)
     assert answer.code == 0, answer.error
