@@ -47,6 +47,7 @@ class RecipeTrainer(EvaluatingTrainer):
         """Whether a step's figures are read while the next step runs, not before it starts."""
         self._unlogged: list[Unlogged] = []
         self._trained: list[torch.nn.Parameter] = []
+        self._stepped: list[torch.nn.Parameter] = []  # the same, as the optimizer has them
         self._guard: Guard | None = None
         self._multipliers = learning_rate_multipliers
         self._health = health
@@ -82,6 +83,7 @@ class RecipeTrainer(EvaluatingTrainer):
                 optimizer.add_param_group({"params": chosen, **options})
         if type(optimizer).__module__.startswith("bitsandbytes"):
             self._flat = FlatParameters(optimizer)
+        self._stepped = [p for group in optimizer.param_groups for p in group["params"]]
         stops = self._health.on_nonfinite == "stop" and not self._health.scaled
         if self.late and stops and Guard.fits(optimizer):
             self._guard = Guard(optimizer, self.args.device)
@@ -180,7 +182,7 @@ class RecipeTrainer(EvaluatingTrainer):
     def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
         """Clip, and drop a gradient that the optimizer must not use."""
         norm: torch.Tensor = self.accelerator.clip_grad_norm_(
-            self._trained, self.args.max_grad_norm
+            self._stepped, self.args.max_grad_norm
         )
         if self._guard is not None:
             self._guard.judge(self._tr_loss, norm)

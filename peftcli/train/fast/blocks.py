@@ -12,7 +12,7 @@ from peftcli.train.fast import ops
 from peftcli.train.fast.linear import (
     Norm,
     backward_factors,
-    backward_input,
+    backward_low,
     backward_normed,
     forward,
     forward_in_place,
@@ -87,10 +87,10 @@ class Output(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         mixed, low = ctx.saved_tensors
         dy = dy.contiguous()
-        dmixed, dlow = backward_input(ctx.group, dy)
-        found: list[Tensor | None] = [None] * len(ctx.group.parameters())
-        if dlow is not None:
-            found = backward_factors(ctx.group, dy, low, dlow.T @ mixed)
+        dlow = backward_low(ctx.group, dy)
+        dmixed = ctx.group.weights.backward(dy, dlow)
+        a_grads = None if dlow is None else ops.factor_gradient(dlow, mixed)
+        found = backward_factors(ctx.group, dy, low, a_grads)
         return dmixed, dy if ctx.adds else None, None, *found
 
 
@@ -118,12 +118,13 @@ class GatedMlp(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, rstd, room, low, down_low = ctx.saved_tensors
         dy = dy.contiguous()
-        dproduct, dlow = backward_input(ctx.down, dy)
-        wide = ctx.gate_up.weights.gated_backward(dproduct, room)
-        down_found: list[Tensor | None] = [None] * len(ctx.down.parameters())
-        if dlow is not None:  # dproduct now holds the product itself
-            down_found = backward_factors(ctx.down, dy, down_low, dlow.T @ dproduct)
+        dlow = backward_low(ctx.down, dy)
+        dproduct = ctx.down.weights.backward(dy, None)  # the factors' share is added later
+        wide, a_grads = ctx.gate_up.weights.gated_backward(
+            dproduct, room, dlow, ctx.down.weights.shadow_a
+        )
         del dproduct
+        down_found = backward_factors(ctx.down, dy, down_low, a_grads)
         skip = dy if ctx.adds else None
         dx, found = backward_normed(
             ctx.gate_up, room, wide, x, low, ctx.norm, rstd, skip, ctx.needs_input_grad[0]

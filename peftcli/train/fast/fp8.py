@@ -26,8 +26,6 @@ from peftcli.train.fast import ops
 # beside codes of 4; False moves them to float32 every few products: more exact and slower.
 FAST_SUMS = True
 
-MOST_AT_ONCE = 128  # columns of an update that one small product holds in registers
-
 _TURNED: dict[torch.device, Tensor] = {}
 
 
@@ -84,13 +82,19 @@ class Fp8:
         ops.swiglu(both, values)
         return coded(values)
 
-    def gated_backward(self, dh: Tensor, room: Tensor) -> Coded:
+    def gated_backward(
+        self, dh: Tensor, room: Tensor, low: Tensor | None, factors: Tensor
+    ) -> tuple[Coded, Tensor | None]:
+        if low is not None:
+            dh.addmm_(low, factors)
         if room.is_cuda:
             from peftcli.train.fast import triton_fp8
 
-            return Coded(room, *triton_fp8.swiglu_backward(dh, room, self.scales))
-        ops.swiglu_backward(dh, room)
-        return coded(room, self.scales)
+            wide = Coded(room, *triton_fp8.swiglu_backward(dh, room, self.scales))
+        else:
+            ops.swiglu_backward(dh, room)
+            wide = coded(room, self.scales)
+        return wide, None if low is None else ops.factor_gradient(low, dh)
 
     def low(self, wide: Coded) -> Tensor | None:
         return wide.values @ self.shadow_a.T if len(self.shadow_a) else None
@@ -106,7 +110,7 @@ class Fp8:
     ) -> Tensor:  # fmt: skip
         y = self.room(wide.values, self.outputs) if out is None else out
         multiply(wide.codes, self.codes.T, wide.scales, self.scales.T, bias, y)
-        return add_(y, low, self.shadow_b, add)
+        return ops.add_(y, low, self.shadow_b, add)
 
     def backward(self, dy: Tensor, dlow: Tensor | None) -> Tensor:
         return self.backward_in_place(dy, dlow)
@@ -145,18 +149,6 @@ def multiply(
     kind = torch.float64 if out.dtype == torch.float64 else torch.float32
     product = (a.to(kind) @ b.to(kind)) * a_scales * b_scales
     out.copy_(product if bias is None else product + bias)
-
-
-def add_(y: Tensor, low: Tensor | None, factors: Tensor, add: Tensor | None) -> Tensor:
-    """y += low factors' + add; both at once on a GPU, where each pass over y counts."""
-    if low is not None and add is not None and y.is_cuda and low.shape[1] <= MOST_AT_ONCE:
-        from peftcli.train.fast import triton_products
-
-        triton_products.add_both(y, low, factors, add)
-        return y
-    if low is not None:
-        y.addmm_(low, factors.T)
-    return y if add is None else y.add_(add)
 
 
 def forget_turned() -> None:

@@ -47,22 +47,24 @@ def forward(group: Group, x: Tensor, add: Tensor | None = None) -> tuple[Tensor,
     return group.weights.forward(x, low, group.bias, add), low
 
 
-def backward_input(group: Group, dy: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the input and of x A'."""
-    dlow = dy @ group.weights.shadow_b if group.columns else None
-    return group.weights.backward(dy, dlow), dlow
+def backward_low(group: Group, dy: Tensor) -> Tensor | None:
+    """Gradient of x A' from that of the output; None without adapters."""
+    return dy @ group.weights.shadow_b if group.columns else None
 
 
-def backward_factors(group: Group, dy: Tensor, low: Tensor, a_grads: Tensor) -> list[Tensor | None]:
+def backward_factors(
+    group: Group, dy: Tensor, low: Tensor | None, a_grads: Tensor | None
+) -> list[Tensor | None]:
     """Gradients of A and B of each layer; `a_grads` are those of all A, one below the other."""
-    b_grads = dy.T @ low
+    if low is None or a_grads is None:
+        return [None] * len(group.parameters())
+    b_grads = ops.factor_gradient(dy, low)  # at once: one read, and narrow products are slow
     found: list[Tensor | None] = []
     for factor in group.factors:
         if factor is None:
             found += [None, None]
             continue
-        b_grad = b_grads[factor.rows, factor.columns].mul_(factor.scale)
-        found += [a_grads[factor.columns], b_grad]
+        found += [a_grads[factor.columns], b_grads[factor.rows, factor.columns] * factor.scale]
     return found
 
 
@@ -75,15 +77,15 @@ def backward_normed(
     `room`, from `room_for_output`, holds the gradient of the group's output; `wide` is the same in
     the form of the group's weights.
     """
-    dx, weights = None, group.weights
-    dy = room[:, : weights.outputs]
-    dlow = None if low is None else dy @ weights.shadow_b
+    dx, dy = None, room[:, : group.weights.outputs]
+    dlow = backward_low(group, dy)
     if needs_input:
-        dx = weights.backward_in_place(wide, dlow)
+        dx = group.weights.backward_in_place(wide, dlow)
         dx = ops.rms_norm_backward(dx, x, norm.weight, rstd, skip)
-    if low is None or dlow is None:
-        return dx, [None] * len(group.parameters())
-    a_grads = ((dlow * rstd[:, None]).to(x.dtype).T @ x).mul_(norm.weight)
+    a_grads = None
+    if dlow is not None:
+        scaled = (dlow * rstd[:, None]).to(x.dtype)
+        a_grads = ops.factor_gradient(scaled, x).mul_(norm.weight)
     return dx, backward_factors(group, dy, low, a_grads)
 
 

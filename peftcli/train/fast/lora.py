@@ -65,17 +65,33 @@ class Shadows:
     """Takes the frozen weights of a group over."""
     masters: list[Tensor] = field(default_factory=list)
     copies: list[Tensor] = field(default_factory=list)
-    scaled: list[Tensor] = field(default_factory=list)
     scales: list[float] = field(default_factory=list)
+    _spread: Any = None
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Take over what the optimizer did."""
         if not self.masters:
             return
+        if self._at_once():
+            self._spread.copy()
+            return
         torch._foreach_copy_(self.copies, self.masters)
-        if any(scale != 1 for scale in self.scales):
-            torch._foreach_mul_(self.scaled, self.scales)
+        scaled = [(c, s) for c, s in zip(self.copies, self.scales, strict=True) if s != 1]
+        if scaled:
+            torch._foreach_mul_([copy for copy, _ in scaled], [scale for _, scale in scaled])
+
+    def _at_once(self) -> bool:
+        """Whether `_spread` can do it, which is made anew when the optimizer has moved masters."""
+        if self._spread is not None and self._spread.of(self.masters):
+            return True
+        self._spread = None
+        if self.masters[0].is_cuda:
+            from peftcli.train.fast import triton_spread
+
+            if triton_spread.fits(self.masters, self.copies):
+                self._spread = triton_spread.Spread(self.masters, self.copies, self.scales)
+        return self._spread is not None
 
     def copy(self, master: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """A copy of one trained parameter; None of None."""
@@ -84,6 +100,7 @@ class Shadows:
         copy = torch.empty_like(master, dtype=dtype, requires_grad=False)
         self.masters.append(master)
         self.copies.append(copy)
+        self.scales.append(1.0)
         return copy
 
     def group(self, layers: list[nn.Module]) -> Group:
@@ -110,8 +127,7 @@ class Shadows:
         block = weights.shadow_b[factors.rows, factors.columns]
         self.masters += [factors.a, factors.b]
         self.copies += [weights.shadow_a[factors.columns], block]
-        self.scaled.append(block)
-        self.scales.append(factors.scale)
+        self.scales += [1.0, factors.scale]
 
 
 def check(layers: list[nn.Module]) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MOST_AT_ONCE = 128  # columns of an update that one small product holds in registers
+
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float, out: Tensor) -> Tensor:
     """(rows x columns) -> normed rows in `out`, whose rows may lie apart.
@@ -65,6 +67,40 @@ def swiglu_backward(dh: Tensor, both: Tensor) -> None:
     gate.copy_(dgate)
     up.copy_(dup)
     return None
+
+
+def gated_backward(dh: Tensor, both: Tensor, low: Tensor, factors: Tensor) -> Tensor:
+    """`swiglu_backward` for h that factors read: `dh` lacks low factors', and may be overwritten.
+
+    `low` is the gradient of h A', `factors` are the A matrices. Returns the gradient of those.
+    """
+    if dh.is_cuda and dh.element_size() == 2:
+        from peftcli.train.fast import triton_gated
+
+        if triton_gated.fits(low.shape[1]):
+            return triton_gated.gated_backward(dh, both, low, factors)
+    dh.addmm_(low, factors)
+    swiglu_backward(dh, both)
+    return factor_gradient(low, dh)
+
+
+def factor_gradient(left: Tensor, right: Tensor) -> Tensor:
+    """left' right over all tokens, in the dtype that gradients are collected in."""
+    if left.is_cuda and left.element_size() == 2:
+        return torch.mm(left.T, right, out_dtype=torch.float32)
+    return left.T @ right
+
+
+def add_(y: Tensor, low: Tensor | None, factors: Tensor, add: Tensor | None) -> Tensor:
+    """y += low factors' + add; both at once on a GPU, where each pass over y counts."""
+    if low is not None and add is not None and y.is_cuda and low.shape[1] <= MOST_AT_ONCE:
+        from peftcli.train.fast import triton_products
+
+        triton_products.add_both(y, low, factors, add)
+        return y
+    if low is not None:
+        y.addmm_(low, factors.T)
+    return y if add is None else y.add_(add)
 
 
 def rope(states: Tensor, cos: Tensor, sin: Tensor, sign: int, out: Tensor) -> None:

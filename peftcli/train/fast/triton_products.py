@@ -35,7 +35,7 @@ def turn(source: Tensor, target: Tensor) -> None:
 
 @triton.jit
 def _add_both_kernel(
-    y, low, factors, add, rows, columns, ranks,
+    y, low, factors, add, rows, columns, ranks, factors_stride,
     RANKS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -50,7 +50,7 @@ def _add_both_kernel(
         low + row[:, None] * ranks + rank[None, :], mask=(row < rows)[:, None] & known, other=0.0
     )
     right = tl.load(
-        factors + column[:, None] * ranks + rank[None, :],
+        factors + column.to(tl.int64)[:, None] * factors_stride + rank[None, :],
         mask=(column < columns)[:, None] & known,
         other=0.0,
     )
@@ -59,13 +59,16 @@ def _add_both_kernel(
 
 
 def add_both(y: Tensor, low: Tensor, factors: Tensor, add: Tensor) -> None:
-    """y += low factors' + add: (rows x columns), (rows x ranks), (columns x ranks); all dense."""
+    """y += low factors' + add: (rows x columns), (rows x ranks), (columns x ranks).
+
+    All are dense, but for the rows of `factors`, which may lie apart.
+    """
     rows, columns = y.shape
     ranks = low.shape[1]
     side_rows, side_columns = 64, 128
     grid = (triton.cdiv(rows, side_rows), triton.cdiv(columns, side_columns))
     _add_both_kernel[grid](
-        y, low, factors, add, rows, columns, ranks,
+        y, low, factors, add, rows, columns, ranks, factors.stride(0),
         RANKS=max(16, triton.next_power_of_2(ranks)), ROWS=side_rows, COLUMNS=side_columns,
         num_warps=8,
     )  # fmt: skip

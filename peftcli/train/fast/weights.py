@@ -46,8 +46,14 @@ class Weights(Protocol):
     def gated(self, both: Tensor) -> Any:
         """silu(gate) * up, as an input; `both` holds the two side by side."""
 
-    def gated_backward(self, dh: Tensor, room: Tensor) -> Any:
-        """Overwrites the gradient of h with h, gate and up in `room` with theirs; the latter."""
+    def gated_backward(
+        self, dh: Tensor, room: Tensor, low: Tensor | None, factors: Tensor
+    ) -> tuple[Any, Tensor | None]:
+        """Overwrites gate and up in `room` with their gradients; these in their form.
+
+        `dh` is the gradient of h without the share of the down projection's factors, low factors',
+        and may be overwritten; the gradient of the factors comes second.
+        """
 
     def low(self, wide: Any) -> Tensor | None:
         """x A' of an input."""
@@ -94,9 +100,14 @@ class Matrix:
         ops.swiglu(both, wide[:, : self.inputs])
         return wide
 
-    def gated_backward(self, dh: Tensor, room: Tensor) -> Tensor:
-        ops.swiglu_backward(dh, room[:, : self.outputs])
-        return room
+    def gated_backward(
+        self, dh: Tensor, room: Tensor, low: Tensor | None, factors: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        both = room[:, : self.outputs]
+        if low is not None:
+            return room, ops.gated_backward(dh, both, low, factors)
+        ops.swiglu_backward(dh, both)
+        return room, None
 
     def low(self, wide: Tensor) -> Tensor | None:
         return wide[:, : self.inputs] @ self.shadow_a.T if len(self.shadow_a) else None
@@ -106,9 +117,7 @@ class Matrix:
     ) -> Tensor:
         matrix = self.matrix()[: self.outputs, : self.inputs].T
         y = x @ matrix if bias is None else torch.addmm(bias, x, matrix)
-        if low is not None:
-            y.addmm_(low, self.shadow_b.T)
-        return y if add is None else y.add_(add)
+        return ops.add_(y, low, self.shadow_b, add)
 
     def forward_in_place(
         self, wide: Tensor, low: Tensor | None, bias: Tensor | None, out: Tensor | None,

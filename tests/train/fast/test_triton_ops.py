@@ -15,7 +15,13 @@ if not find_spec("triton") or not (CUDA or os.environ.get("TRITON_INTERPRET") ==
     pytest.skip("needs a GPU, or Triton with TRITON_INTERPRET=1", allow_module_level=True)
 
 from peftcli import fp8  # noqa: E402
-from peftcli.train.fast import triton_fp8, triton_ops, triton_products  # noqa: E402
+from peftcli.train.fast import (  # noqa: E402
+    triton_fp8,
+    triton_gated,
+    triton_ops,
+    triton_products,
+    triton_spread,
+)
 
 pytestmark = [pytest.mark.gpu] if CUDA else []
 DEVICE = "cuda" if CUDA else "cpu"
@@ -208,7 +214,43 @@ def test_factors_and_stream_are_added_at_once(
     rows: int, columns: int, ranks: int, dtype: torch.dtype
 ) -> None:
     y, add = made(rows, columns, dtype=dtype), made(rows, columns, dtype=dtype)
-    low, factors = made(rows, ranks, dtype=dtype), made(columns, ranks, dtype=dtype)
+    low, factors = made(rows, ranks, dtype=dtype), made(columns, ranks + 8, dtype=dtype)[:, 8:]
     wanted = y.double() + low.double() @ factors.double().T + add.double()
     triton_products.add_both(y, low, factors, add)
     near(y, wanted, dtype)
+
+
+@pytest.mark.parametrize(("rows", "columns", "ranks"), [(150, 200, 16), (64, 128, 8), (9, 264, 40)])
+def test_gated_backward_in_one_pass(
+    rows: int, columns: int, ranks: int, dtype: torch.dtype
+) -> None:
+    room = made(rows, 2 * columns + 40, dtype=dtype)
+    both, dh = room[:, : 2 * columns], made(rows, columns, dtype=dtype)
+    beside = room[:, 2 * columns :].clone()
+    low = made(rows, ranks, dtype=dtype)
+    factors = made(ranks, columns + 8, dtype=dtype)[:, :columns]
+    gates = both.cpu().clone()
+    wanted = ops.gated_backward(dh.cpu().clone(), gates, low.cpu(), factors.cpu())
+    found = triton_gated.gated_backward(dh, both, low, factors)
+    near(both, gates, dtype)
+    near(found, wanted, dtype)
+    assert torch.equal(room[:, 2 * columns :], beside)
+
+
+def test_masters_are_spread_in_one_launch(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(triton_spread, "BLOCK", 64)
+    sources = [made(*shape, dtype=torch.float32) for shape in ((16, 40), (100, 8), (33,))]
+    room = made(120, 60, dtype=dtype)
+    targets = [made(16, 50, dtype=dtype)[:, :40], room[10:110, 4:12], made(33, dtype=dtype)]
+    around = room.clone()
+    scales = [1.0, 2.0, 1.5]
+    spread = triton_spread.Spread(sources, targets, scales)
+    spread.copy()
+    for source, target, scale in zip(sources, targets, scales, strict=True):
+        assert torch.equal(target, (source * scale).to(dtype))
+    around[10:110, 4:12] = room[10:110, 4:12]
+    assert torch.equal(room, around)
+    assert spread.of(sources)
+    assert not spread.of([sources[0], sources[1].clone(), sources[2]])
