@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from peftcli.estimate.result import Estimate
+from peftcli.estimate.result import Estimate, Rows
 from peftcli.estimate.show import table
+from peftcli.recipe.schema import Recipe
 
 PARTS = {
     "loading_gib": "peak while loading",
@@ -19,6 +20,16 @@ PARTS = {
     "card_gib": "nvidia-smi",
     "step_seconds": "seconds a step",
 }
+
+
+PACKED_ROWS = 4  # random rows that share a sequence, where rows are packed
+
+
+def random_rows(recipe: Recipe) -> Rows:
+    """The rows that a recipe is measured with: all of the full length, or packed to it."""
+    length, training = recipe.data.max_length, recipe.training
+    together = PACKED_ROWS if training.packing is True else 1
+    return Rows(training.batch_size * together, length // together, length / together)
 
 
 @dataclass(frozen=True)

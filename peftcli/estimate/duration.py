@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from peftcli.estimate.gpus import Gpu, Speed
-from peftcli.estimate.layer import first_kept, kept_layers, kept_per_token
+from peftcli.estimate.layer import first_kept, kept_layers, kept_per_token, stream_norms
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.weights import weights
 
@@ -26,11 +26,13 @@ BANDS: dict[Speed, tuple[float, float]] = {  # of the likely seconds
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of the rows: mean and longest, and the number of rows."""
+    """Tokens of the rows, or of sequences of packed ones: mean and longest, and their number."""
 
     mean: float
     longest: float
     rows: int = 10_000
+    packed: float | None = None
+    """Tokens of a row among others in a sequence: it attends to itself alone."""
 
     def computed(self, plan: Plan) -> float:
         """Tokens of a row as it is computed: padded to the longest of its micro-batch.
@@ -80,7 +82,7 @@ def duration(
         seconds=(low, likely, high),
         step_seconds=step,
         tokens_per_second=plan.batch * lengths.mean / step,
-        flops_per_token=sum(flops_per_token(plan, lengths.computed(plan))),
+        flops_per_token=sum(flops_per_token(plan, lengths.packed or lengths.computed(plan))),
         cost_usd=cost,
     )
 
@@ -89,13 +91,14 @@ def step_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
     """One optimizer step: its micro-batches, and the update of the trained values."""
     held = weights(plan)
     update = 3 * (held.gradients + held.states + held.paged) / (gpu.bandwidth_gb_s * 1e9)
-    return plan.accumulation * micro_batch_seconds(plan, gpu, lengths.computed(plan)) + update
+    return plan.accumulation * micro_batch_seconds(plan, gpu, lengths) + update
 
 
-def micro_batch_seconds(plan: Plan, gpu: Gpu, tokens_per_row: float) -> float:
-    """Forward and backward pass of one micro-batch of rows of this many tokens."""
-    tokens = plan.micro_batch * tokens_per_row
-    products, attention = flops_per_token(plan, tokens_per_row)
+def micro_batch_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
+    """Forward and backward pass of one micro-batch of rows."""
+    computed = lengths.computed(plan)
+    tokens = plan.micro_batch * computed
+    products, attention = flops_per_token(plan, lengths.packed or computed)
     rate = gpu.tflops * 1e12 * gpu.attained
     bandwidth = gpu.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE
     again = 1.4 if plan.checkpointing else 1.0
@@ -113,7 +116,8 @@ def _floor_seconds(plan: Plan) -> float:
     step = plan.step
     each = step.floor_seconds + step.floor_magnitudes * plan.magnitudes
     each += step.floor_quantised * bool(weights(plan).elements)
-    return each * passes(plan) * plan.architecture.layers
+    more = (stream_norms(plan.architecture) + 2) / 4  # Gemma's four norms, and what is around them
+    return each * more * passes(plan) * plan.architecture.layers
 
 
 def passes(plan: Plan) -> int:
@@ -123,6 +127,8 @@ def passes(plan: Plan) -> int:
 
 def flops_per_token(plan: Plan, tokens_per_row: float) -> tuple[float, float]:
     """FLOPs of matrix products and of attention that a token costs, recomputation included.
+
+    It attends to what precedes it in a row of that many tokens.
 
     A frozen weight needs its input's gradient only: two products instead of three.
     """

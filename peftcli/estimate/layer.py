@@ -170,6 +170,14 @@ def attention_kept(plan: Plan, widths: Widths) -> float:
     return 0.0
 
 
+def attention_masks(plan: Plan) -> float:
+    """Bytes of the eager kernel's masks, one of each kind of layer, over all pairs of tokens."""
+    if plan.kernel != "eager":
+        return 0.0
+    kinds = 2 if plan.architecture.sliding_window else 1
+    return 2.0 * kinds * plan.tokens * plan.length
+
+
 def softcap(plan: Plan) -> float:
     """Bytes per head and pair of tokens that a cap on the scores keeps."""
     return plan.step.kept_softcap if plan.architecture.attention_softcap else 0.0

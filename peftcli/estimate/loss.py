@@ -16,11 +16,27 @@ def loss_parts(plan: Plan) -> tuple[Part, ...]:
         hidden = tokens * architecture.hidden_size * step.loss_hidden / 2
         parts = [Part("logits", entries * step.logits, text)]
     else:
-        tile = min(step.tile_bytes, 2.0 * entries, step.tile_bytes * tokens / step.tile_tokens)
-        text = f"one tile at a time, at most {step.tile_bytes / 2**20:.0f} MiB"
-        parts = [Part("logits", tile, text)]
+        parts = [logits_tile(plan)]
     parts.append(Part("gradient of the last hidden state", hidden, "float32, and its copies"))
-    if plan.trains_base or plan.trains_head:
+    if plan.trains_base and plan.base_bytes == 4:
+        size = 4.0 * architecture.vocab_size * architecture.hidden_size
+        parts += [Part("gradient of the head", size, "float32"), head_chunks(plan)]
+    elif plan.trains_base or plan.trains_head:
         size = step.head_gradient * architecture.vocab_size * architecture.hidden_size
         parts.append(Part("gradient of the head", size, "float32, and a 16-bit copy"))
     return tuple(parts)
+
+
+def logits_tile(plan: Plan) -> Part:
+    """The logits that a chunked loss holds at a time."""
+    step, tokens = plan.step, plan.tokens
+    most = min(2.0 * tokens * plan.architecture.vocab_size, step.tile_bytes)
+    tile = min(most, step.tile_bytes * tokens / step.tile_tokens)
+    return Part("logits", tile, f"one tile at a time, at most {step.tile_bytes / 2**20:.0f} MiB")
+
+
+def head_chunks(plan: Plan) -> Part:
+    """TRL's chunked loss on a float32 head: one chunk of it in 16 bits, and the next one."""
+    rows = min(plan.step.head_chunk, plan.architecture.vocab_size)
+    size = 2 * 2.0 * rows * plan.architecture.hidden_size
+    return Part("16-bit chunks of the head", size, f"2 x {rows:,} words x 2 B")

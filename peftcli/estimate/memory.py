@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from peftcli.estimate.groups import factors_and_room
 from peftcli.estimate.layer import (
     Widths,
+    attention_masks,
     before_the_first_adapter,
     kept_layers,
     kept_per_token,
     kept_tensors,
 )
-from peftcli.estimate.loss import loss_parts
+from peftcli.estimate.loss import head_chunks, logits_tile, loss_parts
 from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.transients import (
@@ -37,6 +38,8 @@ class Peak:
 
     moment: str
     parts: tuple[Part, ...]
+    passing: float
+    """Bytes that are there in this part of a step only: activations, gradients, temporaries."""
     paged: float
     """Bytes of optimizer states that are on the GPU too, but leave it when it is full."""
 
@@ -52,7 +55,8 @@ def training_peak(plan: Plan) -> Peak:
     found = moments(plan, held)
     name = max(found, key=lambda key: sum(part.size for part in found[key]))
     parts = (*static_parts(plan, held), *found[name])
-    return Peak(name, tuple(part for part in parts if part.size), held.paged)
+    passing = sum(part.size for part in found[name])
+    return Peak(name, tuple(part for part in parts if part.size), passing, held.paged)
 
 
 def loading_peak(plan: Plan) -> float:
@@ -91,15 +95,18 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
     """What is there beside `static_parts` at the fullest moments of a step, by moment."""
     kinds = kept_layers(plan)
     widest, wide = max(kinds, key=lambda kind: kept_per_token(*kind))
-    forward = (*_kept(plan, kinds), *_base_copies(plan))
+    forward = _kept(plan, kinds)
     if plan.accumulation > 1:
         forward = (*forward, _gradients(held, 1.0, "of the micro-batches before"))
+    cast = (*forward, *_base_copies(plan, forward=True))
+    forward = (*forward, *_base_copies(plan))
     backward = (*forward, *_again(widest, wide))
     if plan.accumulation == 1 and plan.checkpointing:
         share = 1 / plan.architecture.layers
         backward = (*backward, _gradients(held, share, "of the last layer"), *_head_gradient(plan))
     nearly = 1 - 1 / plan.architecture.layers
     last = (_gradients(held, nearly, "of all layers but one"), *_again(widest, wide))
+    ended = (_gradients(held, 1.0, "of all layers"), *_embedding_gradient(plan))
     found = {name: (*backward, *parts) for name, parts in backward_moments(plan, wide).items()}
     if plan.magnitudes:
         weighed = magnitudes(plan, wide)
@@ -107,13 +114,15 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
         if plan.checkpointing:
             found["weights of DoRA, first layer"] = (*last, *weighed)
     return found | {
+        "forward pass of the loss": (*cast, logits_tile(plan), *_chunks(plan)),
         "loss": (*forward, *loss_parts(plan)),
         "backward of attention": (*forward, *attention_backward(plan, wide)),
         "end of the backward pass": (*last, *expanded(plan, wide, 2.0)),
+        "gradient of the embedding": ended,
         "optimizer step": (
             _gradients(held, 1.0, "of all layers"),
             *_end_to_end(plan, held),
-            *_head_twice(plan),
+            *_update(plan),
         ),
     }
 
@@ -121,7 +130,7 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
 def _kept(plan: Plan, kinds: list[tuple[Plan, Widths]]) -> tuple[Part, ...]:
     """What the forward pass leaves for the backward pass."""
     tokens, step = plan.tokens, plan.step
-    rotary = step.rotary * plan.architecture.head_size * tokens
+    rotary = step.rotary * plan.architecture.head_size * tokens + attention_masks(plan)
     if plan.checkpointing:
         each = step.stream * plan.architecture.hidden_size
         layers = sum(kind.layers for _, kind in kinds)
@@ -149,11 +158,14 @@ def _named(plan: Plan, kind: Widths) -> str:
     )
 
 
-def _base_copies(plan: Plan) -> tuple[Part, ...]:
-    """16-bit copies of float32 weights: of all layers, or of one where a layer is recomputed."""
+def _base_copies(plan: Plan, forward: bool = False) -> tuple[Part, ...]:
+    """16-bit copies of float32 weights, which autocast keeps until the forward pass has ended.
+
+    Later, layers that are computed again have them one at a time, as frozen ones always do.
+    """
     linears = [x for x in plan.architecture.linears if x.kind != "head"]
     size = plan.step.base_copies * sum(x.count * x.weights for x in linears)
-    if plan.checkpointing and not plan.trains_base:
+    if plan.checkpointing and not (forward and plan.trains_base):
         size /= plan.architecture.layers
     return (Part("16-bit copies of the base", size, f"{plan.step.base_copies:g} B per weight"),)
 
@@ -163,6 +175,8 @@ def _again(plan: Plan, wide: Widths) -> tuple[Part, ...]:
     if not plan.checkpointing:
         return ()
     each = kept_per_token(plan, wide)
+    if plan.step.in_groups:  # its input is held already; its last adapter is done with its own
+        each -= (plan.step.stream + plan.step.kept_site * bool(plan.bottleneck)) * wide.hidden
     text = f"{plan.tokens:,} tokens x {_named(plan, wide)}: one layer, computed again"
     return (Part("recomputed layer", plan.tokens * each, text),)
 
@@ -181,15 +195,30 @@ def _end_to_end(plan: Plan, held: Weights) -> tuple[Part, ...]:
 def _head_gradient(plan: Plan) -> tuple[Part, ...]:
     if not plan.trains_base:
         return ()
-    size = 2.0 * plan.architecture.vocab_size * plan.architecture.hidden_size
+    size = float(plan.base_bytes * _largest(plan))
     return (Part("gradient of the head", size, "there before the layers' own"),)
 
 
-def _head_twice(plan: Plan) -> tuple[Part, ...]:
-    if not plan.trains_base:
+def _chunks(plan: Plan) -> tuple[Part, ...]:
+    return (head_chunks(plan),) if plan.trains_base and plan.base_bytes == 4 else ()
+
+
+def _embedding_gradient(plan: Plan) -> tuple[Part, ...]:
+    """The gradient of a tied embedding, before it is added to the head's and to earlier ones."""
+    if not (plan.trains_base and plan.architecture.tied_embeddings):
         return ()
-    if not plan.architecture.tied_embeddings:
+    copies = 2 if plan.accumulation > 1 else 1
+    size = float(copies * plan.adapter_bytes * _largest(plan))
+    return (Part("gradient of the embedding", size, "beside the sum"),)
+
+
+def _update(plan: Plan) -> tuple[Part, ...]:
+    """What transformers' Adafactor makes for the largest weight while it steps."""
+    if plan.optimizer != "adafactor" or not plan.trains_base:
         return ()
-    each = 2.0 * plan.adapter_bytes
-    size = each * plan.architecture.vocab_size * plan.architecture.hidden_size
-    return (Part("gradient of the embedding", size, "and its sum with the head's"),)
+    size = 2.0 * plan.adapter_bytes * _largest(plan)
+    return (Part("update of the largest weight", size, "and the squares that it is scaled by"),)
+
+
+def _largest(plan: Plan) -> int:
+    return plan.architecture.vocab_size * plan.architecture.hidden_size

@@ -64,9 +64,10 @@ class Question:
 
     def lengths(self, recipe: Recipe, plan: Plan) -> Lengths:
         """The lengths of rows that speed is judged by."""
-        packing = packs(recipe, self.architecture)
-        mean = plan.length if packing else min(self.rows.mean or plan.length, plan.length)
+        mean = min(self.rows.mean or plan.length, plan.length)
         found = Lengths(mean, plan.length)
+        if packs(recipe, self.architecture):
+            return Lengths(plan.length, plan.length, packed=mean)
         return replace(found, rows=self.rows.count) if self.rows.count else found
 
 

@@ -66,6 +66,8 @@ class StepModel:
     tile_bytes: float = 256 * 2**20
     """Largest tile of logits of a chunked loss, in bytes."""
     tile_tokens: int = 4096
+    head_chunk: int = 32768
+    """Rows of a float32 head that a chunked loss has in 16 bits at a time."""
     loss_hidden: float = 16.0
     """Gradient of the last hidden state and its copies, per token and hidden element."""
     head_again: float = 2.0
@@ -79,17 +81,17 @@ class StepModel:
     expanded into a buffer that stays (peftcli/train/fast/weights.py)."""
     base_copies: float = 0.0
     """16-bit copies of float32 base weights that the backward pass needs, per weight."""
-    traffic: float = 19.0
+    traffic: float = 18.0
     """How often each kept byte is moved in element-wise work: time, not memory."""
     expansion: float = 853e9
     """Bytes per second at which 4-bit weights are expanded, on an H200."""
     launch_seconds: float = 0.002
     """Per layer and pass (forward, again, backward), beside what the GPU computes."""
-    floor_seconds: float = 0.0035
-    """Per layer and pass: what a CPU needs to start the kernels, however little they do; measured
-    beside an H100, 2026-11."""
-    floor_quantised: float = 0.0
-    floor_magnitudes: float = 0.0035
+    floor_seconds: float = 0.0036
+    """Per layer and pass: what a CPU needs to start the kernels, however little they do. Between
+    two machines with an H100, 2026-11, one of which needed 1.4 times what the other did."""
+    floor_quantised: float = 0.001
+    floor_magnitudes: float = 0.0053
     """What expanding 4-bit weights and DoRA add to that."""
     attention_share: float = 0.63
     """Of what matrix products attain; 445 of 700 TFLOP/s on an H200."""
@@ -129,6 +131,7 @@ TRL_BOTTLENECK = replace(
 TRL_FULL = replace(
     TRL_LORA,
     name="TRL, full fine-tuning in 16 bits",
+    floor_seconds=0.003,
     kept_query_norm=6.0,
     kept_other=8.0,
     peak_mlp=4.0,
@@ -168,10 +171,10 @@ FUSED_LORA = StepModel(
     head_again=0.0,
     adapter_copies=0.0,
     in_groups=True,
-    traffic=16.0,
+    traffic=14.0,
     expansion=2.5e12,
     launch_seconds=0.0,
-    floor_seconds=0.0016,
+    floor_seconds=0.0021,
     floor_quantised=0.001,
     attention_share=1.0,
 )
@@ -181,7 +184,7 @@ FUSED_FP8 = replace(
     peak_mlp=4.0,
     peak_hidden=6.0,
     products_speed=1.7,
-    floor_seconds=0.002,
+    floor_seconds=0.0025,
     floor_quantised=0.0,
 )
 FUSED_BOTTLENECK = replace(
@@ -189,5 +192,5 @@ FUSED_BOTTLENECK = replace(
     name="fused, bottleneck adapters",
     kept_site=2.0,
     adapter_copies=2.0,
-    traffic=12.0,
+    traffic=10.5,
 )

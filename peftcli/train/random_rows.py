@@ -11,14 +11,13 @@ from transformers import PreTrainedTokenizerBase
 from peftcli.architecture.shapes import Architecture
 from peftcli.data.report import DataReport, SplitReport
 from peftcli.dataset import Prepared
+from peftcli.estimate.compare import PACKED_ROWS
 from peftcli.estimate.result import Rows
 from peftcli.models import Device
 from peftcli.recipe.checks import rows_apart
 from peftcli.recipe.schema import Recipe
 from peftcli.train.plan import Load, decide
 from peftcli.train.setting import Setting, pack
-
-PACKED_ROWS = 4  # rows that share a sequence, where rows are packed
 
 
 @dataclass(frozen=True)

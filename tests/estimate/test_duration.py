@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from estimate_plans import full, low_rank, quantized
+from estimate_plans import described, full, low_rank, quantized
 
 from peftcli.estimate.duration import (
     Lengths,
@@ -35,7 +35,7 @@ def even(plan: Plan) -> Lengths:
     return Lengths(mean=plan.length, longest=plan.length)
 
 
-@pytest.mark.parametrize(("rate", "plan"), MEASURED, ids=str)
+@pytest.mark.parametrize(("rate", "plan"), MEASURED, ids=described)
 def test_equals_steps_measured_on_an_h200(rate: int, plan: Plan) -> None:
     # The coefficients come from these rows, but for the one of 1 x 8192 tokens.
     seconds = step_seconds(plan, find_gpu("h200"), even(plan))
@@ -67,8 +67,8 @@ def test_a_window_bounds_attention() -> None:
 def test_checkpointing_costs_about_two_fifths() -> None:
     plan = low_rank(NAME, micro_batch=4)
     gpu = find_gpu("a100")
-    kept = micro_batch_seconds(plan, gpu, 2048)
-    again = micro_batch_seconds(replace(plan, checkpointing=True), gpu, 2048)
+    kept = micro_batch_seconds(plan, gpu, even(plan))
+    again = micro_batch_seconds(replace(plan, checkpointing=True), gpu, even(plan))
     assert 1.3 < again / kept < 1.5
 
 

@@ -4,10 +4,8 @@ Bars of allocated peaks: median error at most 1 %, worst at most 3 %, never more
 truth; of what nvidia-smi and PyTorch hold: worst 6 %; of time: 20 % on the card it was measured on.
 Runs that were held out must meet the same bars; KNOWN lists what does not, and why.
 
-The runs shared one process. What an earlier run had left is not in the figures: the buffer for
-expanded weights was added to the peaks of 4-bit runs by its exact size, and three runs are from a
-pass before, less what their base showed above the weights. What the card shows was kept for the
-first four runs only.
+The runs shared one process; what earlier ones had left in managed memory, which bitsandbytes never
+frees, is not in what the card shows.
 """
 
 from __future__ import annotations
@@ -19,9 +17,8 @@ from typing import Any
 
 import pytest
 
-from peftcli.estimate.compare import Line, compare
+from peftcli.estimate.compare import Line, compare, random_rows
 from peftcli.estimate.gpus import device_gpu
-from peftcli.estimate.result import Rows
 from peftcli.estimate.run import run
 from peftcli.recipe.schema import Recipe
 
@@ -29,25 +26,22 @@ FILE = Path(__file__).with_name("measurements.jsonl")
 RECORDS: list[dict[str, Any]] = [json.loads(line) for line in FILE.read_text("utf-8").splitlines()]
 MEASURED = [record for record in RECORDS if record["measured"]]
 LEAST = 0.02  # GiB; of smaller differences a share says nothing
-# Where today's formula is known to be off, and by how much (allocated peak, seconds of a step).
-KNOWN: dict[str, tuple[float, float]] = {
-    "llama-3.1-8b dora 1024x2 full": (0.03, 0.26),  # time only
-    "llama-3.2-1b full 1024x4 full opt=adafactor": (0.03, 0.25),  # time only
-    "gemma-2-2b lora 4096x1 full": (0.03, 0.20),  # what capped scores take in the backward pass
-    # Steps of a tenth to a third of a second, which the CPU decides.
-    "gemma-2-2b qlora 1024x2 none": (0.03, 0.40),
-    "gemma-2-2b adapter 1024x4 full": (0.03, 0.41),
-    "qwen2.5-3b adapter-nf4 4096x1 none": (0.03, 0.33),
+# Steps that took longer than the estimate's seconds allow, by so much. The first three are short
+# and wait for the CPU: such steps of other models took 1.4 to 1.5 times less in the same pass.
+KNOWN: dict[str, float] = {
+    "llama-2-7b qlora 512x1 full": 0.33,
+    "llama-2-7b lora 512x4 none r=8": 0.27,
+    "llama-3.2-1b lora 4096x2 none pack": 0.33,
+    "qwen2.5-3b full 512x2 full opt=adamw_8bit": 0.25,  # bitsandbytes steps weight by weight
 }
 
 
 def lines(record: dict[str, Any]) -> dict[str, Line]:
     """Today's estimate of a stored run beside what was measured, by quantity."""
     recipe = Recipe.model_validate(record["recipe"])
-    length, count = recipe.data.max_length, recipe.training.batch_size
-    rows = Rows(count=count, longest=length, mean=length)
     gpu = device_gpu(record["gpu"], record["memory_gib"])
-    return {line.part: line for line in compare(run(recipe, gpu, rows=rows), record["measured"])}
+    estimate = run(recipe, gpu, rows=random_rows(recipe))
+    return {line.part: line for line in compare(estimate, record["measured"])}
 
 
 COMPARED = [(record["case"], bool(record["held_out"]), lines(record)) for record in MEASURED]
@@ -67,7 +61,7 @@ def errors(part: str, group: Callable[[bool], bool]) -> dict[str, float]:
 
 
 def test_the_grid_is_large_enough() -> None:
-    assert len(MEASURED) >= 56
+    assert len(MEASURED) >= 60
     assert sum(held for _, held, _ in COMPARED) >= 0.3 * len(COMPARED)
 
 
@@ -83,8 +77,7 @@ def test_allocated_peaks(group: Callable[[bool], bool]) -> None:
     count = sum(group(held) for _, held, _ in COMPARED)
     close = count - len(found)  # within a fiftieth of a GiB
     assert sum(abs(x) <= 0.01 for x in found.values()) + close > count / 2
-    assert {c: x for c, x in found.items() if abs(x) > KNOWN.get(c, (0.03, 0))[0]} == {}
-    assert {c: x for c, x in found.items() if x < -0.01 and c not in KNOWN} == {}
+    assert {c: x for c, x in found.items() if not -0.01 <= x <= 0.03} == {}
 
 
 @pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
@@ -105,4 +98,4 @@ def test_what_the_card_shows(part: str, group: Callable[[bool], bool]) -> None:
 @pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
 def test_seconds_of_a_step(group: Callable[[bool], bool]) -> None:
     found = errors("step_seconds", group)
-    assert {c: x for c, x in found.items() if abs(x) > KNOWN.get(c, (0, 0.20))[1]} == {}
+    assert {c: x for c, x in found.items() if abs(x) > KNOWN.get(c, 0.20)} == {}
