@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import gc
+
 
 def main() -> None:
-    """Run the program; Ctrl-C while it is still being imported ends it as at any other moment."""
+    """Run the program; Ctrl-C while it is still being imported ends it as at any other moment.
+
+    A command that loads no model makes no garbage worth looking for, neither now nor at its end;
+    the others switch the collector on when their libraries are there (peftcli/cli/importing.py).
+    """
     try:
+        gc.disable()
         from peftcli.cli import main as run
     except KeyboardInterrupt:
         raise SystemExit(75) from None  # ExitCode.INTERRUPTED, which is not imported yet
-    run()
+    try:
+        run()
+    finally:
+        if not gc.isenabled():
+            gc.freeze()  # else the interpreter looks through all that was imported as it ends
 
 
 if __name__ == "__main__":

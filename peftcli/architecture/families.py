@@ -13,7 +13,7 @@ from typing import Literal
 Placement = Literal["houlsby", "pfeiffer", "parallel"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """Module names of the model types that share one layout.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 Switch = bool | tuple[str, bool]  # a constant, or a config key and its default
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mixture:
     """The expert layers of a family, by the names of the config's keys and of the modules."""
 
@@ -26,7 +26,7 @@ class Mixture:
     statics: str = ""  # a vector of one number for each expert
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layout:
     """Everything but the names. An empty name means the family has no such module."""
 

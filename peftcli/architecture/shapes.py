@@ -131,6 +131,10 @@ class Architecture:
     tensors: tuple[Tensor, ...]
     exact: bool = True
 
+    def __hash__(self) -> int:
+        """From a few sizes, because estimates look up what they know of a model very often."""
+        return hash((self.model_type, self.hidden_size, self.layers, self.intermediate))
+
     def parameters(self) -> int:
         """Elements of the whole model; tied weights count once."""
         return self._parameters

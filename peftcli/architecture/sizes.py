@@ -8,7 +8,7 @@ from peftcli.architecture.keys import MOST_LAYERS, Keys
 from peftcli.architecture.layout import Layout, Switch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sizes:
     """The numbers that every decoder's config has, under one name each."""
 

@@ -30,6 +30,9 @@ def linear_shapes(
     for linear in architecture.linears:
         if everything and linear.kind == "head":
             continue
+        if everything and wanted is None:
+            found.append(linear)
+            continue
         kept = [
             layer
             for path, layer in linear.paths()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.models import CommandInfo
 
 from peftcli import __version__
 from peftcli.errors import ExitCode, PeftcliError, disk_hint
@@ -104,9 +106,19 @@ def main() -> None:
 
 def _run() -> None:
     no_telemetry()
-    # It complains on import about an optional kernel that is not needed.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    app()
+    alone(sys.argv[1:2])()
+
+
+def alone(named: Sequence[str]) -> typer.Typer:
+    """The program with the named command only: Typer builds every command that it is given."""
+    one = copy(app)
+    one.registered_commands = [info for info in app.registered_commands if _name(info) in named]
+    one.registered_groups = [info for info in app.registered_groups if info.name in named]
+    return one if one.registered_commands or one.registered_groups else app
+
+
+def _name(info: CommandInfo) -> str | None:
+    return info.name or (info.callback.__name__ if info.callback else None)
 
 
 def _stopped() -> typer.Exit:

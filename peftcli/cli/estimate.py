@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from peftcli.cli.app import Json, Offline, Overrides, app
+from peftcli.cli.importing import large_imports
 from peftcli.errors import UsageError
 
 
@@ -37,8 +37,6 @@ def estimate(
     as_json: Json = False,
 ) -> None:
     """Tell memory, time and cost of a run before it starts. Reads no weights."""
-    if not measure:
-        gc.disable()  # so short a process leaves no garbage worth looking for
     from peftcli.estimate.command import Choices, estimate_recipe, of_model
 
     loaded = of_model(model, method, overrides) if model else None
@@ -50,7 +48,8 @@ def estimate(
         loaded = load_recipe(recipe, overrides)
     choices = Choices(gpu, price, compare, explain, as_json, offline)
     if measure:
-        from peftcli.train.measure_command import measure_recipe
+        with large_imports():
+            from peftcli.train.measure_command import measure_recipe
 
         measure_recipe(loaded, choices)
         return

@@ -15,7 +15,11 @@ def large_imports() -> Iterator[None]:
     quarter of the start, and a second at the end of the process. What is there afterwards stays out
     of later collections too.
     """
+    import logging
+
     gc.disable()
+    # It complains on import about an optional kernel that is not needed.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         yield
         gc.freeze()

@@ -18,7 +18,7 @@ Plans = Callable[[Recipe], list[Plan]]
 WORTH = 0.01  # of the peak; what saves less is not advice
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Card:
     """A GPU of which others hold `reserved` bytes."""
 
@@ -30,7 +30,7 @@ class Card:
         return any(verdict(plan, self.gpu, self.reserved) == "fits" for plan in plans)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Change:
     """One change of a recipe, what it saves of the peak, and whether it is enough on its own."""
 
@@ -47,7 +47,7 @@ class Change:
         return ", ".join(f"{self.section}.{key}: {_yaml(x)}" for key, x in self.keys.items())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Advice:
     """The cheapest changes one by one, and the fewest of all that make the run fit."""
 

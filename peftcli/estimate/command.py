@@ -26,7 +26,7 @@ from peftcli.recipe.schema import Recipe
 UNREAD = "rows.jsonl"  # stands for the rows that --model has not
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Choices:
     """The options of the command line."""
 
@@ -38,7 +38,7 @@ class Choices:
     offline: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subject:
     """What is estimated."""
 

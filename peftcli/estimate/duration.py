@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 from peftcli.estimate.gpus import Gpu, Speed
 from peftcli.estimate.layer import first_kept, kept_layers, kept_per_token, stream_norms
@@ -24,7 +25,7 @@ BANDS: dict[Speed, tuple[float, float]] = {  # of the likely seconds
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Lengths:
     """Tokens of the rows, or of sequences of packed ones: mean and longest, and their number."""
 
@@ -45,7 +46,7 @@ class Lengths:
         return self.mean + (self.longest - self.mean) * share
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Duration:
     """Seconds of a run: low, likely, high; and tokens per second while it trains."""
 
@@ -102,13 +103,18 @@ def micro_batch_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
     rate = gpu.tflops * 1e12 * gpu.attained
     bandwidth = gpu.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE
     again = 1.4 if plan.checkpointing else 1.0
-    kept = sum(kind.layers * kept_per_token(own, kind) for own, kind in kept_layers(plan))
-    moved = again * plan.step.traffic * kept / bandwidth
+    moved = again * plan.step.traffic * _kept(plan) / bandwidth
     expanded = passes(plan) * 2.5 * weights(plan).elements / min(bandwidth, plan.step.expansion)
     launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
     saved = _layer_flops(plan) * (1 - 1 / plan.step.products_speed)
     each = (products - saved) / rate + attention / (rate * plan.step.attention_share) + moved
     return max(tokens * each + expanded + launches, _floor_seconds(plan))
+
+
+@lru_cache(1024)
+def _kept(plan: Plan) -> float:
+    """Bytes per token that all layers keep."""
+    return sum(kind.layers * kept_per_token(own, kind) for own, kind in kept_layers(plan))
 
 
 def _floor_seconds(plan: Plan) -> float:
@@ -154,6 +160,7 @@ def _update_flops(plan: Plan) -> int:
     return 6 * values
 
 
+@lru_cache(1024)
 def _layer_flops(plan: Plan) -> float:
     """FLOPs of a token's products with the weights of the layers.
 

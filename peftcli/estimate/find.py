@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from peftcli.architecture.catalog import find_model, nearest_names
 from peftcli.architecture.config import Architecture, read_architecture
 from peftcli.bundled import bundled
 from peftcli.errors import ArtefactError, UsageError
@@ -31,6 +30,8 @@ def find_architecture(
     cached = cached_config(name)
     if cached is not None:
         return read_architecture(cached)
+    from peftcli.architecture.catalog import find_model
+
     known = find_model(name) if revision is None else None
     if known is not None:
         return known
@@ -49,6 +50,8 @@ def _exists(path: Path) -> bool:
 
 
 def _unknown(name: str) -> UsageError:
+    from peftcli.architecture.catalog import nearest_names
+
     near = ", ".join(nearest_names(name))
     return UsageError(
         f"model: {name!r} is no local folder, not downloaded, and not in the catalog",

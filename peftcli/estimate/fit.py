@@ -26,7 +26,7 @@ RESERVED_AGAIN = 0.13  # of what is not there for the whole run, where layers ar
 FRAGMENTS = 1.05  # what the caching allocator holds beyond allocated bytes, at the fullest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Need:
     """Bytes that a plan needs of a GPU: allocated by PyTorch low, likely, high; and for it all."""
 
@@ -108,26 +108,36 @@ def smallest(plans: Iterable[Plan]) -> Plan:
 
 def largest_micro_batch(plan: Plan, gpu: Gpu, reserved: float = 0.0) -> int:
     """The most rows of the plan's length that fit at a time, whatever the batch; 0 for none."""
-    return _most(lambda n: replace(plan, micro_batch=n, batch=n), gpu, reserved, start=1)
+    return _most(lambda n: replace(plan, micro_batch=n, batch=n), gpu, reserved)
 
 
 def longest_row(plan: Plan, gpu: Gpu, reserved: float = 0.0) -> int:
     """The most tokens of a single row that fit, a multiple of 64; 0 for none."""
     one = replace(plan, micro_batch=1)
-    return 64 * _most(lambda n: replace(one, length=64 * n), gpu, reserved, start=1)
+    return 64 * _most(lambda n: replace(one, length=64 * n), gpu, reserved)
 
 
-def _most(plan_of: Callable[[int], Plan], gpu: Gpu, reserved: float, start: int) -> int:
-    def fits(n: int) -> bool:
-        return verdict(plan_of(n), gpu, reserved) == "fits"
-
-    low, high = 0, start
-    while high <= MOST and fits(high):
-        low, high = high, 2 * high
+def _most(plan_of: Callable[[int], Plan], gpu: Gpu, reserved: float) -> int:
+    """The largest number below 2 * MOST that fits; the peak grows with it, almost in a line."""
+    room = gpu.memory - reserved
+    low, high, n = 0, 2 * MOST, 1
+    tried: list[tuple[int, float]] = []
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
+        tried.append((n, need(plan_of(n), gpu).high))
+        low, high = (n, high) if tried[-1][1] <= room else (low, n)
+        n = min(max(_following(tried, room, (low + high) // 2), low + 1), high - 1)
     return low
+
+
+def _following(tried: list[tuple[int, float]], room: float, middle: int) -> int:
+    """Where the line through the last two numbers tried meets the room; at times the middle."""
+    if len(tried) == 1:
+        return 2
+    (n, size), (last_n, last) = tried[-2:]
+    slope = (last - size) / (last_n - n)
+    if slope <= 0 or len(tried) % 5 == 0:  # where it is no line, halving ends the search
+        return middle
+    return int(last_n + (room - last) / slope)
 
 
 def gpus_that_fit(plan: Plan) -> list[Gpu]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from peftcli.architecture.config import Architecture, Linear
 from peftcli.estimate.groups import padding
@@ -31,7 +33,12 @@ class Widths:
         return len(self.indices)
 
 
-def layer_kinds(architecture: Architecture) -> list[Widths]:
+Kinds = tuple[tuple[Plan, Widths], ...]
+"""Kinds of layers, each with the plan of its own adapters only."""
+
+
+@lru_cache(64)
+def layer_kinds(architecture: Architecture) -> tuple[Widths, ...]:
     """The kinds of layers by their feed-forward block: dense, and with experts."""
     dense = sorted({i for x in _of_text(architecture) if x.kind == "mlp" for i in x.layers})
     sparse = sorted({i for x in architecture.experts for i in x.layers})
@@ -44,7 +51,7 @@ def layer_kinds(architecture: Architecture) -> list[Widths]:
     idle = sorted(set(range(architecture.layers)) - set(dense) - set(sparse))
     if idle:  # attention or Mamba alone
         kinds.append(_widths(architecture, 0, idle))
-    return [kind for kind in kinds if kind.layers]
+    return tuple(kind for kind in kinds if kind.layers)
 
 
 def _widths(architecture: Architecture, intermediate: int, layers: list[int]) -> Widths:
@@ -89,30 +96,40 @@ def first_kept(plan: Plan) -> int:
     return min(tuned, default=0)
 
 
-def kept_layers(plan: Plan) -> list[tuple[Plan, Widths]]:
-    """The layers that run backward, by kind and by the adapters they have.
+@lru_cache(1024)
+def kept_layers(plan: Plan) -> Kinds:
+    """The layers that run backward, by kind and by the adapters they have."""
+    first, homes = first_kept(plan), _homes(plan)
+    return tuple(
+        kind
+        for widths in layer_kinds(plan.architecture)
+        for kind in _by_adapters(plan, widths, [i for i in widths.indices if i >= first], homes)
+    )
 
-    Each kind comes with the plan of its own adapters only.
-    """
-    groups: dict[tuple[Widths, tuple[str, ...], bool], list[int]] = {}
-    first, homes = first_kept(plan), {x.name: set(x.layers) for x in plan.targets}
-    for kind in layer_kinds(plan.architecture):
-        for i in kind.indices:
-            names = tuple(name for name, home in homes.items() if i in home)
-            site = plan.layers is None or i in plan.layers
-            if i >= first:
-                groups.setdefault((kind, names, site), []).append(i)
-    return [
-        (
-            replace(
-                plan,
-                targets=tuple(x for x in plan.targets if x.name in names),
-                bottleneck=plan.bottleneck * site,
-            ),
-            replace(kind, indices=tuple(found)),
-        )
-        for (kind, names, site), found in groups.items()
-    ]
+
+Homes = list[tuple[frozenset[int], tuple[str, ...]]]
+
+
+def _homes(plan: Plan) -> Homes:
+    """Sets of layers, each with the names of the targets that it has."""
+    found: dict[tuple[int, ...], list[str]] = {}
+    for name, layers in {x.name: x.layers for x in plan.targets}.items():
+        found.setdefault(layers, []).append(name)
+    return [(frozenset(layers), tuple(names)) for layers, names in found.items()]
+
+
+def _by_adapters(
+    plan: Plan, widths: Widths, layers: list[int], homes: Homes
+) -> Iterator[tuple[Plan, Widths]]:
+    groups: dict[tuple[tuple[str, ...], bool], list[int]] = {}
+    for i in layers:
+        names = tuple(name for home, names in homes if i in home for name in names)
+        site = plan.layers is None or i in plan.layers
+        groups.setdefault((names, site), []).append(i)
+    for (names, site), found in groups.items():
+        targets = tuple(x for x in plan.targets if x.name in names)
+        own = replace(plan, targets=targets, bottleneck=plan.bottleneck * site)
+        yield own, replace(widths, indices=tuple(found))
 
 
 def kept_per_token(plan: Plan, widths: Widths) -> float:
@@ -223,6 +240,7 @@ def kept_after(plan: Plan, widths: Widths, target: Linear) -> float:
     return total + targets_kept(replace(plan, targets=tuple(later)), widths)
 
 
+@lru_cache(64)
 def stream_norms(architecture: Architecture) -> int:
     """Norms of the stream's width in one layer."""
     width = (architecture.hidden_size,)
@@ -235,5 +253,6 @@ def stream_norms(architecture: Architecture) -> int:
     return -(-sum(len(x.layers) for x in text) // architecture.layers)
 
 
+@lru_cache(64)
 def has_query_norms(architecture: Architecture) -> bool:
     return any("self_attn.q_norm" in x.name for x in architecture.tensors)

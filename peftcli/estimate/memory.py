@@ -8,9 +8,11 @@ one percent of that on dense Llama-like models.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from peftcli.estimate.groups import factors_and_room
 from peftcli.estimate.layer import (
+    Kinds,
     Widths,
     attention_masks,
     before_the_first_adapter,
@@ -32,7 +34,7 @@ from peftcli.estimate.weights import Weights, largest_expanded, state_bytes, wei
 GIB = 2**30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Peak:
     """The fullest moment of a training step."""
 
@@ -49,6 +51,7 @@ class Peak:
         return sum(part.size for part in self.parts)
 
 
+@lru_cache(1024)
 def training_peak(plan: Plan) -> Peak:
     """The largest of the moments of a step."""
     held = weights(plan)
@@ -127,7 +130,7 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
     }
 
 
-def _kept(plan: Plan, kinds: list[tuple[Plan, Widths]]) -> tuple[Part, ...]:
+def _kept(plan: Plan, kinds: Kinds) -> tuple[Part, ...]:
     """What the forward pass leaves for the backward pass."""
     tokens, step = plan.tokens, plan.step
     rotary = step.rotary * plan.architecture.head_size * tokens + attention_masks(plan)

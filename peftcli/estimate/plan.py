@@ -57,6 +57,10 @@ class Plan:
     """`chunked` never holds all logits; `logits` holds them, as a plain forward pass does."""
     step: StepModel = TRL_LORA
 
+    def __hash__(self) -> int:
+        """From what tells plans of one run apart; all the layers of a model take longer."""
+        return hash((self.trainable, self.micro_batch, self.length, self.checkpointing, self.batch))
+
     def rank_of(self, target: Linear) -> int:
         """Width of this target's update."""
         return dict(self.ranks).get(target.name, self.rank)

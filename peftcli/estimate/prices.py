@@ -14,7 +14,7 @@ TABLE = Path(__file__).with_name("prices.csv")
 COLUMNS = "gpu,low,high,read,source"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Price:
     """US dollars for an hour of one GPU, cheapest to dearest; when it was read, and where."""
 

@@ -45,7 +45,7 @@ from peftcli.recipe.schema import Recipe
 NOTHING = Advice((), ())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Question:
     """What an estimate is about, beside the recipe."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StepModel:
     """Coefficients of a training step, in bytes per token and element unless said otherwise.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from peftcli.architecture.shapes import CheckpointQuantization
 from peftcli.estimate.plan import Plan
@@ -25,7 +26,7 @@ STATE_BYTES = {  # per trained value; optimizers that are not here keep two of i
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Storage:
     """How the quantised part of a base is held."""
 
@@ -37,7 +38,7 @@ class Storage:
     """Whether the experts of a mixture are held so too."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weights:
     """Bytes by kind; `paged` are optimizer states that leave the GPU when it is full."""
 
@@ -56,6 +57,7 @@ class Weights:
         return self.quantized + self.plain
 
 
+@lru_cache(1024)
 def weights(plan: Plan) -> Weights:
     """All bytes that do not depend on the batch."""
     form = storage(plan)

@@ -47,7 +47,7 @@ def refuse_conflicts(found: list[tuple[tuple[str, ...], str]]) -> None:
         raise Conflict(found)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Footprint:
     """What a method puts beside and inside a base, as far as memory and time depend on it."""
 
@@ -75,7 +75,7 @@ class Footprint:
     """Whether the fused functions know all that it changes (peftcli/train/fast)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Thrift:
     """A change of the recipe's `method` section that needs less memory."""
 

@@ -92,11 +92,10 @@ class LowRank(Method):
     def trainable_parameters(self, architecture: Architecture) -> int:
         total = 0
         for linear in self.targets(architecture):
-            for path, _ in linear.paths():
-                rank = _by_pattern(self.rank_pattern, path, self.rank)
-                total += rank * (linear.inputs + linear.outputs)
-                total += linear.outputs if self.use_dora else 0
-                total += linear.outputs if self.bias == "lora_only" and linear.bias else 0
+            total += sum(self._ranks(linear)) * (linear.inputs + linear.outputs)
+            total += linear.count * linear.outputs if self.use_dora else 0
+            biases = self.bias == "lora_only" and linear.bias
+            total += linear.count * linear.outputs if biases else 0
         if self.bias == "all":
             total += sum(x.count * x.outputs for x in architecture.linears if x.bias)
         return total + whole_parameters(
@@ -120,8 +119,13 @@ class LowRank(Method):
 
     def _rank(self, target: Linear) -> int:
         """The largest rank of a target's modules: rather too much than too little."""
-        paths = [path for path, _ in target.paths()]
-        return max(_by_pattern(self.rank_pattern, path, self.rank) for path in paths)
+        return max(self._ranks(target))
+
+    def _ranks(self, target: Linear) -> list[int]:
+        """The rank of each of a target's modules."""
+        if not self.rank_pattern:
+            return [self.rank] * target.count
+        return [_by_pattern(self.rank_pattern, path, self.rank) for path, _ in target.paths()]
 
     def _fusible(self) -> bool:
         others = self.dropout > 0 or self.use_dora or self.bias != "none"

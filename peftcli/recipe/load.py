@@ -24,7 +24,7 @@ SECRET_KEYS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedRecipe:
     """A valid recipe, and where each of its values comes from."""
 

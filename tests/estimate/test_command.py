@@ -214,20 +214,42 @@ def test_measuring_needs_a_gpu(model: Path) -> None:
     assert "not on --gpu h100" in named.stderr
 
 
-def test_only_what_reads_a_command_and_a_recipe_is_loaded(model: Path) -> None:
-    # Seconds differ between machines and moments (`scripts/benchmark_startup --commands` measures
-    # them); what is imported does not.
+def loaded(*arguments: str) -> set[str]:
+    """Every module that a command has imported when it ends, in a process of its own."""
     code = (
-        "import sys\nfrom peftcli.cli import app\n"
-        f"sys.argv = ['peftcli', 'estimate', '--model', {str(model)!r}, '--gpu', '12GB']\n"
-        "try:\n    app()\nexcept SystemExit:\n    pass\n"
-        "print(*{sys.modules[name].__spec__.name.split('.')[0] for name in list(sys.modules)"
-        " if getattr(sys.modules[name], '__spec__', None)} - set(sys.stdlib_module_names))"
+        "import sys\nfrom peftcli.__main__ import main\n"
+        f"sys.argv = {['peftcli', *arguments]!r}\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "specs = [getattr(module, '__spec__', None) for module in list(sys.modules.values())]\n"
+        "print(*{spec.name for spec in specs if spec})"
     )
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+# Seconds differ between machines and moments (`scripts/benchmark_startup --commands` measures
+# them); what is imported does not. Each of these takes some thousandths of a second.
+NEEDLESS = {
+    *("rich", "importlib.metadata", "email", "zipfile", "socket", "ssl", "http", "urllib.request"),
+    *("logging", "asyncio", "multiprocessing", "unicodedata", "tempfile", "sqlite3", "statistics"),
+    *("peftcli.report", "peftcli.metrics", "peftcli.architecture.catalog", "peftcli.models"),
+}
+
+
+def test_only_what_reads_a_command_and_a_recipe_is_loaded(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text(
+        f"model: {model}\nmethod: lora\ndata: {{train: bundled:quickstart.train}}\noutput: o\n"
     )
-    loaded = set(done.stdout.splitlines()[-1].split())
-    assert {"peftcli", "typer", "pydantic", "yaml"} <= loaded
-    assert not HEAVY & loaded
-    assert "rich" not in loaded, "a table of plain text needs no renderer"
+    found = loaded("estimate", str(file), "--gpu", "h100")
+    assert {"peftcli.estimate.show", "typer", "pydantic", "yaml"} <= found
+    assert not (HEAVY | NEEDLESS) & found
+
+
+def test_a_wrong_recipe_needs_no_estimate(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("model: bundled:tiny\nmethod: {name: lora, ranc: 8}\noutput: o\n")
+    found = loaded("train", str(file))
+    assert {"peftcli.recipe.load", "typer", "pydantic", "yaml"} <= found
+    assert not (HEAVY | NEEDLESS | {"peftcli.estimate", "peftcli.train", "peftcli.data"}) & found

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from estimate_plans import low_rank, quantized
 
 from peftcli.estimate.duration import Lengths
 from peftcli.estimate.fit import (
+    MOST,
     candidates,
     choose,
     gpus_that_fit,
@@ -94,6 +97,45 @@ def test_the_most_that_fits_is_the_most() -> None:
     assert length % 64 == 0
     assert verdict(replace(plan, length=length), gpu) == "fits"
     assert verdict(replace(plan, length=length + 64), gpu) != "fits"
+
+
+def halving(fits: Callable[[int], bool]) -> int:
+    """The same by the plainest search."""
+    low, high = 0, 2 * MOST
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+@pytest.mark.parametrize("gib", [12, 24, 140, 10**6])
+@pytest.mark.parametrize("change", [{}, {"attention": "eager"}, {"padded": True, "loss": "logits"}])
+@pytest.mark.parametrize("name", [NAME, "mixtral-8x7b", "gemma-2-2b"])
+def test_the_most_is_what_halving_finds(name: str, change: dict[str, Any], gib: int) -> None:
+    gpu, plan = unknown_gpu(gib), replace(low_rank(name), **change)
+
+    def rows(n: int) -> bool:
+        return verdict(replace(plan, micro_batch=n, batch=n), gpu) == "fits"
+
+    def length(n: int) -> bool:
+        return verdict(replace(plan, micro_batch=1, length=64 * n), gpu) == "fits"
+
+    assert largest_micro_batch(plan, gpu) == halving(rows)
+    assert longest_row(plan, gpu) == 64 * halving(length)
+
+
+def test_the_most_needs_few_tries() -> None:
+    training_peak.cache_clear()
+    assert longest_row(quantized(NAME, checkpointing=True), find_gpu("24GB")) > 10_000
+    assert training_peak.cache_info().misses <= 9  # halving takes 18
+
+
+def test_what_is_kept_of_one_plan_is_not_taken_for_another() -> None:
+    plan = low_rank(NAME)
+    others = {"quantization": "nf4", "attention": "eager", "loss": "logits", "base_bytes": 4}
+    sizes = {training_peak(replace(plan, **{key: value})).size for key, value in others.items()}
+    assert len(sizes | {training_peak(plan).size}) == 5
+    assert training_peak(replace(plan)) is training_peak(plan)
 
 
 def test_nothing_is_the_most_where_nothing_fits() -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator
 
 from peftcli.errors import UsageError
 from peftcli.methods.base import Names, Section
-from peftcli.metrics import Metric, find_metric
 from peftcli.recipe.sections.share import Share
+
+if TYPE_CHECKING:
+    from peftcli.metrics import Metric
 
 
 class Gates(Section):
@@ -68,6 +70,8 @@ class Evaluation(Section):
 
 
 def _metric(name: str) -> Metric:
+    from peftcli.metrics import find_metric  # most recipes name none
+
     try:
         return find_metric(name)
     except UsageError as error:
