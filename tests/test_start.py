@@ -13,7 +13,6 @@ from peftcli.cli import app
 from peftcli.cli.app import alone
 
 COMMANDS = ("train", "merge", "eval", "chat", "estimate", "schema", "recipes")
-MODEL = "from pydantic import BaseModel\nclass Model(BaseModel):\n    x: int\nModel(x=1)\n"
 
 
 def printed(code: str, **environment: str) -> list[str]:
@@ -43,17 +42,6 @@ def test_every_command_is_built_where_none_is_named() -> None:
     assert all(alone(words) is app for words in ([], ["--help"], ["estimat"], ["--json"]))
     listed = CliRunner().invoke(app, ["--help"]).output
     assert all(f"  {name} " in listed for name in COMMANDS)
-
-
-def test_pydantic_looks_for_no_plugins() -> None:
-    asked = f"import sys, peftcli.cli\n{MODEL}print('importlib.metadata' in sys.modules)"
-    assert printed(asked, PYDANTIC_DISABLE_PLUGINS="__all__") == ["False"]
-    assert printed(asked, PYDANTIC_DISABLE_PLUGINS="some-plugin") == ["True"]  # the user's choice
-
-
-def test_what_else_pydantic_may_ask_of_its_loader_is_there() -> None:
-    code = f"import peftcli.cli\n{MODEL}from pydantic.plugin import _loader\n"
-    assert printed(f"{code}print(_loader.PYDANTIC_ENTRY_POINT_GROUP)") == ["pydantic"]
 
 
 def test_the_collector_is_off_where_no_model_is_loaded() -> None:

@@ -231,8 +231,8 @@ def loaded(*arguments: str) -> set[str]:
 # Seconds differ between machines and moments (`scripts/benchmark_startup --commands` measures
 # them); what is imported does not. Each of these takes some thousandths of a second.
 NEEDLESS = {
-    *("rich", "importlib.metadata", "email", "zipfile", "socket", "ssl", "http", "urllib.request"),
-    *("logging", "asyncio", "multiprocessing", "unicodedata", "tempfile", "sqlite3", "statistics"),
+    *("rich", "ssl", "http", "urllib.request"),
+    *("logging", "asyncio", "multiprocessing", "unicodedata", "sqlite3", "statistics"),
     *("peftcli.report", "peftcli.metrics", "peftcli.architecture.catalog", "peftcli.models"),
 }
 
