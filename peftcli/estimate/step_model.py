@@ -91,7 +91,7 @@ class StepModel:
     """Per layer and pass: what a CPU needs to start the kernels, however little they do. Between
     two machines with an H100, 2026-11, one of which needed 1.4 times what the other did."""
     floor_quantised: float = 0.001
-    floor_magnitudes: float = 0.0053
+    floor_magnitudes: float = 0.0064
     """What expanding 4-bit weights and DoRA add to that."""
     attention_share: float = 0.63
     """Of what matrix products attain; 445 of 700 TFLOP/s on an H200."""
