@@ -18,7 +18,7 @@ from peftcli.merge.quantized import Quantization
 
 CPU_ELEMENTS = 1 << 18  # what is worked on at once stays in a CPU's cache
 GPU_ELEMENTS = 1 << 25
-PIECE_BYTES = 1 << 22  # of the base are read at once
+PIECE_BYTES = 1 << 23  # of the base are read at once
 LOOK = 16  # of a large tensor, every sixteenth block tells what rounding cost
 _whole_tensors = threading.BoundedSemaphore(2)  # at once, however many workers there are
 ROWS = 32  # products of fewer rows go through other kernels, which round otherwise

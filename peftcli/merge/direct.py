@@ -21,7 +21,7 @@ from peftcli.errors import ArtefactError
 
 PAGE = mmap.PAGESIZE  # direct access begins and ends there, in the file as in memory
 REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)  # by file systems without direct access
-_libc = ctypes.CDLL(None, use_errno=True)
+_libc = ctypes.CDLL(None)
 
 
 class Memory:
@@ -156,13 +156,17 @@ def _cached(descriptor: int, first: int, end: int) -> bool:
     size = min(end, os.fstat(descriptor).st_size) - first
     if size <= 0:
         return True
-    with mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, offset=first) as mapped:
-        pages = -(-size // PAGE)
-        found = (ctypes.c_ubyte * pages)()
+    try:
+        mapped = mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, offset=first)
+    except (OSError, ValueError):  # nothing can be mapped there, or the file became shorter
+        return False
+    with mapped:
+        found = bytearray(-(-size // PAGE))
         start = ctypes.c_char.from_buffer(mapped)
-        failed = _libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), found)
+        into = (ctypes.c_char * len(found)).from_buffer(found)
+        failed = _libc.mincore(ctypes.byref(start), ctypes.c_size_t(size), into)
         del start  # or the mapping could not be closed
-    return not failed and sum(page & 1 for page in found) > pages // 2
+    return not failed and sum(page & 1 for page in found) > len(found) // 2
 
 
 def _down(place: int) -> int:

@@ -149,8 +149,8 @@ def _write_index(plan: Plan, folder: Path) -> None:
 
 
 def _workers() -> int:
-    """One more than the cores, which waits for the disk; more wait for each other's caches."""
-    return min(MAX_WORKERS, 1 + len(os.sched_getaffinity(0)))
+    """More than the cores: some of them wait for the disk."""
+    return min(MAX_WORKERS, 3 + len(os.sched_getaffinity(0)))
 
 
 def _refused(folder: Path, error: OSError) -> ResourceError:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -93,3 +96,39 @@ def test_writing_goes_past_the_cache(tmp_path: Path) -> None:
         pytest.skip("no direct access on this file system")
     assert share_in_memory(tmp_path / "output") == pytest.approx(1 / 21)
     output.close()
+
+
+def test_what_is_refused_goes_through_the_cache(tmp_path: Path) -> None:
+    """Memory at an odd place is refused in direct writing, as some file systems refuse all."""
+    output = Output(tmp_path / "output", SIZE)
+    memory = Memory(SIZE + 1)
+    memory.view[1 : SIZE + 1] = CONTENT
+    output.write(memory.view[1 : SIZE + 1], 0)
+    output.close()
+    assert not output.direct
+    assert (tmp_path / "output").read_bytes() == CONTENT
+
+
+def test_a_file_system_without_direct_access(ramfs: Path) -> None:
+    (ramfs / "input").write_bytes(CONTENT)
+    memory = Memory()
+    for begin, end in RANGES:
+        assert (
+            content(read_piece(ramfs / "input", begin, end - begin, memory)) == CONTENT[begin:end]
+        )
+    output = Output(ramfs / "output", SIZE)
+    assert not output.direct
+    writer = Writer(output, 0, Memory(4 * PAGE))
+    writer.add(torch.tensor(list(CONTENT), dtype=torch.uint8))
+    writer.flush()
+    output.close()
+    assert (ramfs / "output").read_bytes() == CONTENT
+
+
+@pytest.fixture
+def ramfs(tmp_path: Path) -> Iterator[Path]:
+    command = ["mount", "-t", "ramfs", "ramfs", str(tmp_path)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("no right to mount a file system here")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
