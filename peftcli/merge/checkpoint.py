@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from pickle import UnpicklingError
 import torch
 
 from peftcli.errors import ArtefactError
+from peftcli.merge.direct import Memory, read_piece
 from peftcli.untrusted import read_object
 from peftcli.weightfiles import INDEX, indexed_files, read_header
 
@@ -53,27 +53,26 @@ class Stored:
         """How many bytes it takes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self, rows: slice = slice(None)) -> torch.Tensor:
-        """Rows along the first dimension, read from the file into memory of their own."""
+    def read(self, rows: slice = slice(None), memory: Memory | None = None) -> torch.Tensor:
+        """Rows along the first dimension, read from the file into memory of their own.
+
+        With `memory`, they may lie there, until something else is read into it.
+        """
         if self.values is not None:
             return self.values[rows].clone() if self.shape else self.values.clone()
         if not self.shape:
-            return self._read(self.begin, ())
+            return self._read(self.begin, (), memory)
         first, last, _ = rows.indices(self.shape[0])
         row = self.bytes // self.shape[0] if self.shape[0] else 0
-        return self._read(self.begin + first * row, (max(0, last - first), *self.shape[1:]))
+        shape = (max(0, last - first), *self.shape[1:])
+        return self._read(self.begin + first * row, shape, memory)
 
-    def expect(self, rows: slice) -> None:
-        """Have the disk bring these rows into memory, without waiting for them."""
-        if self.values is not None or not self.shape or not self.shape[0]:
-            return
-        first, last, _ = rows.indices(self.shape[0])
-        row = self.bytes // self.shape[0]
-        with self.file.open("rb", buffering=0) as stream:
-            place, size = self.begin + first * row, max(0, last - first) * row
-            os.posix_fadvise(stream.fileno(), place, size, os.POSIX_FADV_WILLNEED)
-
-    def _read(self, offset: int, shape: tuple[int, ...]) -> torch.Tensor:
+    def _read(self, offset: int, shape: tuple[int, ...], memory: Memory | None) -> torch.Tensor:
+        if memory is not None:
+            data = read_piece(self.file, offset, math.prod(shape) * self.dtype.itemsize, memory)
+            if data.storage_offset() % self.dtype.itemsize:  # in files with an odd header
+                data = data.clone()
+            return data.view(self.dtype).view(shape)
         tensor = torch.empty(shape, dtype=self.dtype)
         if tensor.numel() == 0:
             return tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from peftcli.merge.deltas import Region, run_chain
+from peftcli.merge.direct import Memory
 from peftcli.merge.plan import Item
 from peftcli.merge.quantized import Quantization
 
 CPU_ELEMENTS = 1 << 18  # what is worked on at once stays in a CPU's cache
 GPU_ELEMENTS = 1 << 25
-AHEAD = 16  # blocks that the disk reads while others are worked on
+PIECE_BYTES = 1 << 23  # of the base are read at once
 LOOK = 16  # of a large tensor, every sixteenth block tells what rounding cost
 _whole_tensors = threading.BoundedSemaphore(2)  # at once, however many workers there are
 ROWS = 32  # products of fewer rows go through other kernels, which round otherwise
@@ -84,8 +85,10 @@ def single_threaded() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def new_rows(item: Item, arithmetic: Arithmetic) -> Iterator[tuple[torch.Tensor, Rounding]]:
-    """The tensor's new rows in order, in its saved dtype."""
+def new_rows(
+    item: Item, arithmetic: Arithmetic, memory: Memory
+) -> Iterator[tuple[torch.Tensor, Rounding]]:
+    """The tensor's new rows in order, in its saved dtype; `memory` holds what is read."""
     with torch.inference_mode():
         if not item.shape:
             yield _part(item, item.source.read(), slice(0, 1), arithmetic, stands_for=1.0)
@@ -94,17 +97,37 @@ def new_rows(item: Item, arithmetic: Arithmetic) -> Iterator[tuple[torch.Tensor,
         looked = range(0, len(chunks), LOOK if len(chunks) > LOOK else 1)
         stands_for = dict.fromkeys(looked, item.shape[0] / _count(chunks[i] for i in looked))
         if not (item.dequantized or any(update.whole for update in item.updates)):
-            for place, rows in enumerate(chunks):
-                if place % AHEAD == 0:
-                    ahead = chunks[place : place + 2 * AHEAD]
-                    item.source.expect(slice(ahead[0].start, ahead[-1].stop))
-                base = item.source.read(rows)
+            for place, (rows, base) in enumerate(_read(item, chunks, memory)):
                 yield _part(item, base, rows, arithmetic, stands_for=stands_for.get(place))
             return
         with _whole_tensors:
             values = _base(item, arithmetic)
             for place, rows in enumerate(chunks):
                 yield _part(item, values[rows], rows, arithmetic, stands_for=stands_for.get(place))
+
+
+def _read(
+    item: Item, chunks: Sequence[slice], memory: Memory
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """The base's values of each chunk, several of which are read at once."""
+    source = item.source
+    row = source.bytes // source.shape[0] if source.shape and source.shape[0] else 0
+    for together in _groups(chunks, PIECE_BYTES // max(1, row)):
+        first = together[0].start
+        values = source.read(slice(first, together[-1].stop), memory)
+        for rows in together:
+            yield rows, values[rows.start - first : rows.stop - first]
+
+
+def _groups(chunks: Sequence[slice], most: int) -> Iterator[list[slice]]:
+    """Neighbours with at most so many rows together, or one with more."""
+    group: list[slice] = []
+    for rows in chunks:
+        if group and rows.stop - group[0].start > most:
+            yield group
+            group = []
+        group.append(rows)
+    yield group
 
 
 def _base(item: Item, arithmetic: Arithmetic) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -12,25 +13,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from peftcli.errors import NumericalError, ResourceError
 from peftcli.merge.checkpoint import NAMES
-from peftcli.merge.compute import Arithmetic, Rounding, new_rows, single_threaded
+from peftcli.merge.compute import PIECE_BYTES, Arithmetic, Rounding, new_rows, single_threaded
+from peftcli.merge.direct import PAGE, Memory, Output, Writer
 from peftcli.merge.plan import Item, Plan
 from peftcli.weightfiles import INDEX
 
-COPY_BYTES = 1 << 26
 SYNC_BYTES = 1 << 28
 MAX_WORKERS = 8
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an item's bytes go."""
-
-    descriptor: int
-    offset: int
 
 
 @dataclass(frozen=True)
@@ -39,8 +30,15 @@ class Shard:
 
     part: Path
     """Its name until it is complete, which no loader takes for weights."""
-    descriptor: int
+    output: Output
     futures: Mapping[Future[Rounding], Item]
+
+
+class Memories(threading.local):
+    """A worker's own memory, for what it reads and for what it writes."""
+
+    def __init__(self) -> None:
+        self.read, self.write = Memory(), Memory(PIECE_BYTES)
 
 
 def write_weights(
@@ -63,7 +61,7 @@ def write_weights(
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             for shard in opened:
-                os.close(shard.descriptor)
+                shard.output.close()
     _write_index(plan, folder)
     return total
 
@@ -76,17 +74,16 @@ def _written(
     opened: deque[Shard],
 ) -> Iterator[tuple[Item, Rounding]]:
     """Each item as it is done; the next shard is under way while one goes to the disk."""
+    memories = Memories()
     for file, items in plan.shards.items():
-        part = folder / f"{file}.part"
-        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+        header, part = _header(items), folder / f"{file}.part"
+        output = Output(part, len(header) + sum(item.bytes for item in items))
         futures: dict[Future[Rounding], Item] = {}
-        opened.append(Shard(part, descriptor, futures))
-        header = _header(items)
-        os.posix_fallocate(descriptor, 0, len(header) + sum(item.bytes for item in items))
-        os.pwrite(descriptor, header, 0)
+        opened.append(Shard(part, output, futures))
+        output.write_buffered(memoryview(header), 0)
         offset = len(header)
         for item in items:
-            futures[pool.submit(_write, item, Place(descriptor, offset), arithmetic)] = item
+            futures[pool.submit(_write, item, output, offset, arithmetic, memories)] = item
             offset += item.bytes
         if len(opened) > 1:
             yield from _completed(opened)
@@ -100,61 +97,30 @@ def _completed(opened: deque[Shard]) -> Iterator[tuple[Item, Rounding]]:
     for future in as_completed(shard.futures):
         item = shard.futures[future]
         yield item, future.result()
-        unsynced += item.bytes
+        unsynced += 0 if shard.output.direct else item.bytes
         if unsynced >= SYNC_BYTES:
-            os.fdatasync(shard.descriptor)
+            os.fdatasync(shard.output.descriptor)
             unsynced = 0
-    os.fsync(shard.descriptor)
-    os.close(opened.popleft().descriptor)
+    os.fsync(shard.output.descriptor)
+    opened.popleft().output.close()
     shard.part.rename(shard.part.with_suffix(""))
 
 
-def _write(item: Item, place: Place, arithmetic: Arithmetic) -> Rounding:
-    if item.copied and item.source.values is None:
-        _copy(item, place)
-        return Rounding()
-    rounding, offset = Rounding(), place.offset
-    for rows, part in new_rows(item, arithmetic):
-        values = rows.contiguous().cpu()
-        _pwrite(place.descriptor, values.view(-1).view(torch.uint8).numpy().data, offset)
-        offset += values.numel() * values.element_size()
+def _write(
+    item: Item, output: Output, offset: int, arithmetic: Arithmetic, memories: Memories
+) -> Rounding:
+    rounding = Rounding()
+    writer = Writer(output, offset, memories.write)
+    for rows, part in new_rows(item, arithmetic, memories.read):
+        writer.add(rows.cpu())
         rounding = rounding + part
+    writer.flush()
     if not rounding.finite:
         raise NumericalError(
             f"{item.name}: the merged weights are not finite in {item.dtype}",
             "write them in a wider dtype: --save-dtype float32",
         )
     return rounding
-
-
-def _copy(item: Item, place: Place) -> None:
-    """The source's bytes, in the kernel where the file system can."""
-    source = os.open(item.source.file, os.O_RDONLY)
-    try:
-        begin, done = item.source.begin, 0
-        while done < item.bytes:
-            size = min(COPY_BYTES, item.bytes - done)
-            try:
-                moved = os.copy_file_range(
-                    source, place.descriptor, size, begin + done, place.offset + done
-                )
-            except OSError as error:
-                if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-                data = os.pread(source, min(size, 1 << 23), begin + done)
-                _pwrite(place.descriptor, memoryview(data), place.offset + done)
-                moved = len(data)
-            if moved == 0:
-                raise OSError(errno.EIO, f"{item.source.file} became shorter")
-            done += moved
-    finally:
-        os.close(source)
-
-
-def _pwrite(descriptor: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(descriptor, data[done:], offset + done)
 
 
 def _header(items: Sequence[Item]) -> bytes:
@@ -168,7 +134,7 @@ def _header(items: Sequence[Item]) -> bytes:
         }
         offset += item.bytes
     text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % PAGE)
     return len(text).to_bytes(8, "little") + text
 
 
@@ -183,8 +149,8 @@ def _write_index(plan: Plan, folder: Path) -> None:
 
 
 def _workers() -> int:
-    """One more than the cores, which waits for the disk; more wait for each other's caches."""
-    return min(MAX_WORKERS, 1 + len(os.sched_getaffinity(0)))
+    """More than the cores: some of them wait for the disk."""
+    return min(MAX_WORKERS, 3 + len(os.sched_getaffinity(0)))
 
 
 def _refused(folder: Path, error: OSError) -> ResourceError:

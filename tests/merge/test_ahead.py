@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from page_cache import forget, share_in_memory
 from peft import LoraConfig
 
 from peftcli.merge.ahead import read_ahead
 from peftcli.merge.source import find_adapter
-
-
-def share_in_memory(file: Path) -> float:
-    """The share of a file's pages that the page cache holds."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with file.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as mapped:
-        pages = -(-len(mapped) // mmap.PAGESIZE)
-        found = (ctypes.c_ubyte * pages)()
-        start = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
-        assert libc.mincore(ctypes.c_void_p(start), ctypes.c_size_t(len(mapped)), found) == 0
-    return sum(one & 1 for one in found) / pages
-
-
-def forget(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
-        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def test_the_base_is_read_while_libraries_are_imported(make_case: Callable[..., Any]) -> None:
@@ -39,6 +21,9 @@ def test_the_base_is_read_while_libraries_are_imported(make_case: Callable[..., 
     thread = read_ahead(find_adapter(case.adapter), str(case.base))
     assert thread is not None
     thread.join()
+    deadline = time.monotonic() + 60  # the disk was asked, and may not have answered yet
+    while share_in_memory(weights) < 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert share_in_memory(weights) == 1
 
 

@@ -11,6 +11,7 @@ from peftcli.merge import deltas
 from peftcli.merge.checkpoint import Stored
 from peftcli.merge.compute import CPU_ELEMENTS, Arithmetic, Rounding, new_rows
 from peftcli.merge.deltas import Update
+from peftcli.merge.direct import Memory
 from peftcli.merge.plan import Item
 from peftcli.merge.skeleton import Place
 
@@ -34,7 +35,7 @@ def merged(
 ) -> tuple[torch.Tensor, Rounding, int]:
     stored = write(tmp_path, base)
     item = Item("w", stored, Place("w"), (update,), stored.shape, stored.dtype)
-    parts = list(new_rows(item, CPU))
+    parts = list(new_rows(item, CPU, Memory()))
     rounding = sum((part for _, part in parts), Rounding())
     return torch.cat([rows for rows, _ in parts]), rounding, len(parts)
 
@@ -129,7 +130,7 @@ def test_rounding_is_measured_against_the_exact_sum(tmp_path: Path, fp32: bool) 
     update = deltas.lora(a, b, 0.1, transposed=False)
     stored = write(tmp_path, base)
     item = Item("w", stored, Place("w"), (update,), stored.shape, stored.dtype)
-    parts = list(new_rows(item, Arithmetic(torch.device("cpu"), fp32, None)))
+    parts = list(new_rows(item, Arithmetic(torch.device("cpu"), fp32, None), Memory()))
     rounding = sum((part for _, part in parts), Rounding())
     found = torch.cat([rows for rows, _ in parts])
     change = (b @ a) * 0.1
