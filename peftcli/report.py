@@ -29,8 +29,11 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def training(*, quiet: bool, as_json: bool) -> Iterator[Listener]:
-    """How a run's events are shown: JSON lines, warnings only, plain lines, or a live bar."""
+def training(*, quiet: bool, as_json: bool, passing: bool = False) -> Iterator[Listener]:
+    """How a run's events are shown: JSON lines, warnings only, plain lines, or a live bar.
+
+    A `passing` bar is gone when it has ended.
+    """
     if as_json:
         yield _json_line
     elif quiet:
@@ -38,14 +41,14 @@ def training(*, quiet: bool, as_json: bool) -> Iterator[Listener]:
     elif not sys.stdout.isatty():
         yield _PlainLines()
     else:
-        with _progress() as progress:
+        with _progress(passing) as progress:
             yield _LiveBar(progress)
 
 
 @contextmanager
 def preparing(*, as_json: bool) -> Iterator[Listener]:
     """How far the rows are, where that is all there is to follow."""
-    with training(quiet=as_json, as_json=False) as tell:
+    with training(quiet=as_json, as_json=False, passing=True) as tell:
         yield lambda event: tell(event) if isinstance(event, Preparing) else None
 
 
@@ -204,14 +207,14 @@ class _LiveBar:
             self._progress.console.print(_event_line(event), style=style, highlight=False)
 
 
-def _progress() -> Progress:
+def _progress(passing: bool) -> Progress:
     from rich.progress import BarColumn, Progress, TextColumn
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[numbers]}"),
-        transient=False,
+        transient=passing,
     )
 
 

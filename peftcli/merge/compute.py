@@ -147,9 +147,9 @@ def _part(
     stands_for: float | None,
 ) -> tuple[torch.Tensor, Rounding]:
     """New rows, and what rounding cost if they stand for a part of the tensor."""
-    base = base.to(arithmetic.device)
     if not item.updates:
         return base.to(item.dtype), Rounding()
+    base = base.to(arithmetic.device)
     values, region = base.float() if arithmetic.fp32 else base, _region(item, rows)
     new = run_chain(item.updates, values, region)
     stored = new.to(item.dtype)

@@ -46,11 +46,6 @@ class Item:
         """Its size in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    @property
-    def copied(self) -> bool:
-        """Whether it is the base's tensor byte for byte."""
-        return not (self.updates or self.dequantized) and self.dtype == self.source.dtype
-
 
 @dataclass(frozen=True)
 class Plan:
