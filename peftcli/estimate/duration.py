@@ -134,9 +134,8 @@ def passes(plan: Plan) -> int:
 def flops_per_token(plan: Plan, tokens_per_row: float) -> tuple[float, float]:
     """FLOPs of matrix products and of attention that a token costs, recomputation included.
 
-    It attends to what precedes it in a row of that many tokens.
-
-    A frozen weight needs its input's gradient only: two products instead of three.
+    It attends to what precedes it in a row of that many tokens. A frozen weight needs its input's
+    gradient only: two products instead of three.
     """
     architecture = plan.architecture
     head = architecture.vocab_size * architecture.hidden_size

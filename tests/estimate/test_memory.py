@@ -2,8 +2,9 @@
 
 GRAPH: peaks of PyTorch's allocated bytes found by running transformers 5.23, peft 0.21 and trl
 1.16 on tensors without storage and following every allocation (bf16 autocast, dense SDPA). Its
-attention ran outside autocast, so float32 weights without checkpointing are in test_float32.py; its
-engine never added gradients in place, so tied weights trained whole are in test_measurements.py.
+attention ran outside autocast, so float32 weights without checkpointing are in test_float32.py.
+TIED: autograd adds the second gradient of a tied weight in place, but not to a tensor without
+storage, so these peaks hold one more tensor of the embedding's size than a real run.
 H200: measured, torch 2.11, trl 1.16.
 """
 
@@ -46,6 +47,12 @@ GRAPH: list[tuple[float, Plan]] = [
     (2.419, low_rank("gemma-3-1b", **CK)),
     (8.206, low_rank("phi-3-mini", **CK)),
 ]
+TIED: list[tuple[float, Plan]] = [
+    (10.268, full("llama-3.2-1b", micro_batch=4, **CK)),
+    (8.002, full("llama-3.2-1b", micro_batch=4, optimizer="adamw_8bit", **CK)),
+    (20.372, full("llama-3.2-1b", micro_batch=4, base_bytes=4, **CK)),
+    (10.041, full("qwen3-0.6b", micro_batch=4, base_bytes=4, **CK)),
+]
 QUANTIZED_GRAPH: list[tuple[float, Plan]] = [
     (4.282, quantized("llama-2-7b", length=512, **CK)),
     (4.948, quantized("llama-2-7b", **CK)),
@@ -67,6 +74,14 @@ QUANTIZED_GRAPH: list[tuple[float, Plan]] = [
     (1.356, quantized("gemma-3-1b", **CK)),
     (3.094, quantized("phi-3-mini", **CK)),
 ]
+
+
+@pytest.mark.parametrize(("gib", "plan"), TIED, ids=described)
+def test_tied_weights_are_summed_in_place(gib: float, plan: Plan) -> None:
+    once = plan.adapter_bytes * plan.architecture.vocab_size * plan.architecture.hidden_size / GIB
+    assert 0.988 * (gib - once) < training_peak(plan).size / GIB < gib
+    if plan.base_bytes == 4:  # as `train` holds them; in 16 bits another moment is the fullest
+        assert training_peak(plan).size / GIB == pytest.approx(gib - once, rel=0.012)
 
 
 @pytest.mark.parametrize(("gib", "plan"), GRAPH, ids=described)
