@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from peftcli.estimate.gpus import Gpu, Speed
-from peftcli.estimate.layer import first_kept, kept_layers, kept_per_token, stream_norms
+from peftcli.estimate.layer import first_kept, kept_layers, kept_per_token
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.weights import weights
+from peftcli.estimate.widths import stream_norms
 
 BANDWIDTH_SHARE = 1.0
 LOAD_BYTES_PER_SECOND = 1.0e9

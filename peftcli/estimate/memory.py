@@ -13,7 +13,6 @@ from functools import lru_cache
 from peftcli.estimate.groups import factors_and_room
 from peftcli.estimate.layer import (
     Kinds,
-    Widths,
     attention_masks,
     before_the_first_adapter,
     kept_layers,
@@ -30,6 +29,7 @@ from peftcli.estimate.transients import (
     magnitudes,
 )
 from peftcli.estimate.weights import Weights, largest_expanded, state_bytes, weights
+from peftcli.estimate.widths import Widths
 
 GIB = 2**30
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from peftcli.architecture.config import Linear
-from peftcli.estimate.layer import WRITERS, Widths, kept_after, softcap
+from peftcli.estimate.layer import kept_after, softcap
 from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.weights import largest_expanded
+from peftcli.estimate.widths import WRITERS, Widths
 
 
 def backward_moments(plan: Plan, wide: Widths) -> dict[str, tuple[Part, ...]]:
