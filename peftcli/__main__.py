@@ -10,6 +10,7 @@ def main() -> None:
 
     A command that loads no model makes no garbage worth looking for, neither now nor at its end;
     the others switch the collector on when their libraries are there (peftcli/cli/importing.py).
+    So this is the last that a process does.
     """
     try:
         gc.disable()

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 
 from peftcli.merge.deltas import Region, run_chain
-from peftcli.merge.direct import Memory
+from peftcli.merge.direct import PIECE_BYTES, Memory
 from peftcli.merge.plan import Item
 from peftcli.merge.quantized import Quantization
 
 CPU_ELEMENTS = 1 << 18  # what is worked on at once stays in a CPU's cache
 GPU_ELEMENTS = 1 << 25
-PIECE_BYTES = 1 << 23  # of the base are read at once
 LOOK = 16  # of a large tensor, every sixteenth block tells what rounding cost
 _whole_tensors = threading.BoundedSemaphore(2)  # at once, however many workers there are
 ROWS = 32  # products of fewer rows go through other kernels, which round otherwise
@@ -213,6 +212,8 @@ def _chunks(item: Item, arithmetic: Arithmetic) -> Iterator[slice]:
     limit = GPU_ELEMENTS if arithmetic.device.type == "cuda" else CPU_ELEMENTS
     rows = limit // max(1, math.prod(item.shape[1:]))
     step = max(1 if len(item.shape) > 2 else ROWS, rows // ROWS * ROWS)
-    firsts = list(range(0, max(1, count - ROWS + 1), step)) if step >= ROWS else range(count)
+    firsts = (
+        list(range(0, max(1, count - ROWS + 1), step)) if step >= ROWS else range(max(1, count))
+    )
     for first, last in zip(firsts, [*firsts[1:], count], strict=True):
         yield slice(first, last)

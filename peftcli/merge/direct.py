@@ -12,6 +12,7 @@ import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 from peftcli.errors import ArtefactError
 
 PAGE = mmap.PAGESIZE  # direct access begins and ends there, in the file as in memory
+PIECE_BYTES = 1 << 23  # of the base are read at once, and written
 REFUSED = (errno.EINVAL, errno.EOPNOTSUPP)  # by file systems without direct access
 _libc = ctypes.CDLL(None)
 
@@ -38,6 +40,11 @@ class Memory:
             mapped = mmap.mmap(-1, _up(size))
             self.bytes = torch.frombuffer(mapped, dtype=torch.uint8)
             self.view = memoryview(mapped)
+
+    def shrink(self) -> None:
+        """Give back what only rows of an unusual size needed."""
+        if len(self.view) > 2 * PIECE_BYTES:
+            self.bytes, self.view = torch.empty(0, dtype=torch.uint8), memoryview(b"")
 
 
 def read_piece(file: Path, begin: int, size: int, memory: Memory) -> torch.Tensor:
@@ -67,6 +74,12 @@ def read_piece(file: Path, begin: int, size: int, memory: Memory) -> torch.Tenso
     finally:
         os.close(descriptor)
     return memory.bytes[begin - first : begin - first + size]
+
+
+def read_pieces(file: Path, begin: int, size: int, memory: Memory) -> Iterator[torch.Tensor]:
+    """The same bytes a piece at a time, each in the place of the one before."""
+    for start in range(0, size, PIECE_BYTES):
+        yield read_piece(file, begin + start, min(PIECE_BYTES, size - start), memory)
 
 
 class Output:
@@ -152,7 +165,10 @@ def _set_direct(descriptor: int) -> bool:
 
 
 def _cached(descriptor: int, first: int, end: int) -> bool:
-    """Whether the page cache holds most of these bytes; asking does not read them."""
+    """Whether the page cache holds most of these bytes; asking does not read them.
+
+    Of a file that we neither own nor may write the kernel does not tell, and it counts as held.
+    """
     size = min(end, os.fstat(descriptor).st_size) - first
     if size <= 0:
         return True

@@ -46,6 +46,12 @@ class Item:
         """Its size in the file."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def copied(self) -> bool:
+        """Whether it is a tensor of the base's files, byte for byte."""
+        changed = self.updates or self.dequantized or self.dtype != self.source.dtype
+        return not changed and self.source.values is None
+
 
 @dataclass(frozen=True)
 class Plan:

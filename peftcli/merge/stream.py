@@ -15,8 +15,8 @@ from pathlib import Path
 
 from peftcli.errors import NumericalError, ResourceError
 from peftcli.merge.checkpoint import NAMES
-from peftcli.merge.compute import PIECE_BYTES, Arithmetic, Rounding, new_rows, single_threaded
-from peftcli.merge.direct import PAGE, Memory, Output, Writer
+from peftcli.merge.compute import Arithmetic, Rounding, new_rows, single_threaded
+from peftcli.merge.direct import PAGE, PIECE_BYTES, Memory, Output, Writer, read_pieces
 from peftcli.merge.plan import Item, Plan
 from peftcli.weightfiles import INDEX
 
@@ -111,9 +111,14 @@ def _write(
 ) -> Rounding:
     rounding = Rounding()
     writer = Writer(output, offset, memories.write)
-    for rows, part in new_rows(item, arithmetic, memories.read):
-        writer.add(rows.cpu())
-        rounding = rounding + part
+    if item.copied:
+        for piece in read_pieces(item.source.file, item.source.begin, item.bytes, memories.read):
+            writer.add(piece)
+    else:
+        for rows, part in new_rows(item, arithmetic, memories.read):
+            writer.add(rows.cpu())
+            rounding = rounding + part
+        memories.read.shrink()
     writer.flush()
     if not rounding.finite:
         raise NumericalError(

@@ -149,3 +149,12 @@ def test_value_that_is_no_number_in_any_block(tmp_path: Path, value: float) -> N
     b[ROWS - 1] = value
     _, rounding, _ = merged(tmp_path, base, deltas.lora(a, b, 2.0, transposed=False))
     assert not rounding.finite
+
+
+@pytest.mark.parametrize("shape", [(0, 1024, 1024), (0, 4), (3, 0), (0,)])
+def test_an_empty_tensor(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    stored = write(tmp_path, torch.zeros(shape))
+    item = Item("w", stored, Place("w"), (), stored.shape, torch.bfloat16)
+    parts = [rows for rows, _ in new_rows(item, CPU, Memory())]
+    assert torch.cat(parts).shape == shape
+    assert not item.copied

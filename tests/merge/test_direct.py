@@ -14,6 +14,7 @@ import torch
 from page_cache import forget, share_in_memory
 
 from peftcli.errors import ArtefactError
+from peftcli.merge import direct
 from peftcli.merge.checkpoint import Stored
 from peftcli.merge.direct import PAGE, Memory, Output, Writer, read_piece
 
@@ -60,6 +61,18 @@ def test_a_file_that_became_shorter(file: Path) -> None:
     for begin in (SIZE - 5, SIZE, SIZE + 3 * PAGE):
         with pytest.raises(ArtefactError, match="became shorter"):
             read_piece(file, begin, 6, Memory())
+
+
+def test_pieces_need_no_more_memory_than_one(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct, "PIECE_BYTES", 3 * PAGE)
+    memory = Memory()
+    for begin, end in RANGES:
+        pieces = direct.read_pieces(file, begin, end - begin, memory)
+        assert b"".join(map(content, pieces)) == CONTENT[begin:end]
+    assert len(memory.view) <= 4 * PAGE
+    memory.fit(7 * PAGE)
+    memory.shrink()
+    assert len(memory.view) == 0
 
 
 def test_values_at_an_odd_place(file: Path) -> None:
