@@ -171,5 +171,9 @@ def _layer_flops(plan: Plan) -> float:
     body = sum(x.count * x.weights for x in linears)
     body += sum(e.parameters() // e.count * e.active for e in architecture.experts)
     below = first_kept(plan) / architecture.layers
-    each = (6 if plan.trains_base else 4) + (2 if plan.checkpointing else 0)
-    return body * (2 * below + each * (1 - below))
+    passes = body * (2 * below + (6 if plan.trains_base else 4) * (1 - below))
+    if not plan.checkpointing:
+        return passes
+    if not plan.step.last_again:
+        body -= sum(x.count * x.weights for x in linears if x.suffix == "down_proj")
+    return passes + 2 * body * (1 - below)

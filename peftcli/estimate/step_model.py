@@ -66,6 +66,13 @@ class StepModel:
     tile_bytes: float = 256 * 2**20
     """Largest tile of logits of a chunked loss, in bytes."""
     tile_tokens: int = 4096
+    tile_parts: int = 0
+    """Where logits are made for so many parts of the tokens at least, of 512 or more."""
+    mlp_parts: tuple[int, int] | None = None
+    """Fewest and most tokens of a checkpointed layer's MLP at a time, which are half of all
+    between the two (peftcli/train/fast/blocks.py); None where they are all."""
+    last_again: bool = True
+    """Whether a layer that is computed again makes its output too, which nobody reads."""
     head_chunk: int = 32768
     """Rows of a float32 head that a chunked loss has in 16 bits at a time."""
     loss_hidden: float = 16.0
@@ -167,6 +174,9 @@ FUSED_LORA = StepModel(
     peak_hidden_dequantise=6.0,
     dequantised=0.0,
     tile_tokens=1,
+    tile_parts=4,
+    mlp_parts=(1024, 4096),
+    last_again=False,
     loss_hidden=6.0,
     head_again=0.0,
     adapter_copies=0.0,
@@ -183,6 +193,7 @@ FUSED_FP8 = replace(
     name="fused, LoRA on a base in fp8",
     peak_mlp=4.0,
     peak_hidden=6.0,
+    mlp_parts=None,
     products_speed=1.7,
     floor_seconds=0.0025,
     floor_quantised=0.0,
@@ -191,6 +202,7 @@ FUSED_BOTTLENECK = replace(
     FUSED_LORA,
     name="fused, bottleneck adapters",
     kept_site=2.0,
+    last_again=True,
     adapter_copies=2.0,
     traffic=10.5,
 )

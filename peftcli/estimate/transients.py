@@ -20,11 +20,20 @@ def backward_moments(plan: Plan, wide: Widths) -> dict[str, tuple[Part, ...]]:
 
 def _mlp(plan: Plan, wide: Widths) -> Part:
     step = plan.step
-    each = step.peak_mlp * wide.intermediate + step.peak_hidden * wide.hidden
+    share = mlp_tokens(plan) / plan.tokens
+    each = share * step.peak_mlp * wide.intermediate + step.peak_hidden * wide.hidden
     if not plan.checkpointing:
         each = max(0.0, each - step.peak_counted * wide.intermediate)
     text = f"{plan.tokens:,} tokens x {each:,.0f} B in the backward pass of the last layer"
     return Part("temporaries", plan.tokens * each, text)
+
+
+def mlp_tokens(plan: Plan) -> int:
+    """Tokens whose inner activations an MLP has at a time."""
+    if not plan.checkpointing or plan.step.mlp_parts is None:
+        return plan.tokens
+    fewest, most = plan.step.mlp_parts
+    return min(plan.tokens, max(fewest, min(-(-plan.tokens // 2), most)))
 
 
 def expanded(plan: Plan, wide: Widths, more_hidden: float) -> tuple[Part, ...]:

@@ -44,7 +44,7 @@ CASES = [
     (recipe("adapter"), "12GB"),
     (recipe("qlora", data={"max_length": 131_072}), "24GB"),
     (recipe("lora", training={"micro_batch_size": 16, "batch_size": 16}), "20GB"),
-    (recipe("lora", training={"checkpointing": "none"}), "24GB"),
+    (recipe("lora", training={"checkpointing": "none"}, data={"max_length": 4096}), "24GB"),
     (recipe("lora", training={"checkpointing": "none", "micro_batch_size": 16}), "20GB"),
 ]
 

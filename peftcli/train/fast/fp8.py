@@ -42,7 +42,9 @@ class Coded:
 class Fp8:
     """A group in 8 bits; the model's parameters become views of the codes."""
 
-    def __init__(self, layers: list[nn.Linear], columns: int) -> None:
+    in_room = False
+
+    def __init__(self, layers: list[nn.Linear], columns: int, apart: bool = False) -> None:
         first = layers[0].weight
         self.inputs = first.shape[1]
         self.outputs = sum(layer.weight.shape[0] for layer in layers)
