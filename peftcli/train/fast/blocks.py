@@ -153,6 +153,7 @@ def _down(
     parts = _parts(len(both), lean)
     if len(parts) == 1:
         return forward_in_place(down, down.weights.gated(both), add=add)
+    down = down.held()
     y = both.new_empty(len(both), down.weights.outputs)
     lows: list[Tensor | None] = []
     for rows in parts:
@@ -183,7 +184,7 @@ def _backward_of_product(
 
     The gradient of the down projection's A matrices comes second.
     """
-    dlow = backward_low(down, dy)
+    dlow, down = backward_low(down, dy), down.held()
     parts = _parts(len(dy), lean and gate_up.weights.in_room)
     wide, total = None, None
     for rows in parts:  # the factors' share of dproduct is added later

@@ -61,6 +61,9 @@ class Fp8:
             start = rows.stop
         self._ones = torch.ones(1, self.inputs, dtype=torch.float32, device=first.device)
 
+    def held(self) -> Fp8:
+        return self
+
     def room(self, like: Tensor, columns: int) -> Tensor:
         """Nothing is kept beside it: the products want rows that lie end to end."""
         return like.new_empty(len(like), columns)

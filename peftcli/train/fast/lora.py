@@ -8,7 +8,7 @@ alpha / rank, beside the frozen weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,10 @@ class Group:
     factors: list[Factors | None]
     columns: int
     """Sum of the ranks, rounded up; 0 where no layer of the group has an adapter."""
+
+    def held(self) -> Group:
+        """The same, ready for several products in a row."""
+        return replace(self, weights=self.weights.held())
 
     def parameters(self) -> list[Tensor | None]:
         """A and B of each layer, as autograd sees them."""

@@ -41,6 +41,9 @@ class Weights(Protocol):
     """Whether `gated_backward` gives the room itself back, so that it can be called for some of
     its rows after the other."""
 
+    def held(self) -> Weights:
+        """These, ready for several products; no other group may be used in between."""
+
     def room(self, like: Tensor, columns: int) -> Tensor:
         """(tokens x columns or more), of which an input or output takes the first columns."""
 
@@ -92,6 +95,9 @@ class Matrix:
     def matrix(self) -> Tensor:
         """(outputs + columns x inputs + columns); of 4-bit layers until any group's next call."""
         raise NotImplementedError
+
+    def held(self) -> Matrix:
+        return self
 
     def room(self, like: Tensor, columns: int) -> Tensor:
         return aligned(len(like), columns + len(self.shadow_a), like.dtype, like.device)
@@ -188,6 +194,9 @@ class Quantized(Matrix):
     def matrix(self) -> Tensor:
         return self._expanded(0, len(self.packed))
 
+    def held(self) -> Matrix:
+        return Expanded(self)
+
     def _expanded(self, first: int, end: int) -> Tensor:
         """The rows of some of the layers; those of A below the last layer's."""
         start = sum(self.rows[:first])
@@ -203,6 +212,18 @@ class Quantized(Matrix):
             _expand(weight, out[row : row + rows, : self.inputs])
             row += rows
         return out
+
+
+class Expanded(Matrix):
+    """A group in 4 bits in its room, which the next group to be expanded takes."""
+
+    def __init__(self, group: Quantized) -> None:
+        self.inputs, self.outputs = group.inputs, group.outputs
+        self.shadow_a, self.shadow_b = group.shadow_a, group.shadow_b
+        self._matrix = group.matrix()
+
+    def matrix(self) -> Tensor:
+        return self._matrix
 
 
 class Apart(Quantized):
