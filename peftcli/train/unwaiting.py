@@ -1,4 +1,4 @@
-"""Steps of bitsandbytes' optimizers that do not wait for the GPU.
+"""Steps of bitsandbytes' optimizers that do not wait for the GPU, and page states again.
 
 bitsandbytes waits after each parameter and once more at the end, so that the host may read paged
 states, which lie in memory that it shares with the GPU, at any moment. Between steps nobody does.
@@ -6,6 +6,9 @@ Prefetches, updates and all other work of a run go to the GPU's default stream, 
 the other. So it is enough to wait where the host reads the states: whoever saves them asks for
 `state_dict`. Nor does the host touch them at any other time, which it must not while the GPU is at
 work where the two cannot share memory at the same moment (Windows, WSL).
+
+States that were loaded would stay in the GPU's own memory, so that a resumed run needs more of it
+than the run that it goes on with; they are paged again before the first step.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+STATES = {"state1", "state2"}  # as large as their parameter; what else there is stays small
 
 
 @runtime_checkable
@@ -32,6 +37,9 @@ class Parts(Protocol):
 
     def to_gpu(self) -> None:
         """Move states that were loaded."""
+
+    def get_state_buffer(self, p: Tensor, dtype: torch.dtype) -> Tensor:
+        """Zeros like `p`, paged where that is worth it; waits until they are."""
 
     def init_state(self, group: dict[str, Any], p: Tensor, gindex: int, pindex: int) -> None:
         """Make states of zero; waits until paged ones are."""
@@ -65,6 +73,7 @@ def _step(optimizer: Parts, closure: None = None) -> None:
     """What `Optimizer8bit.step` does, without waiting."""
     if not optimizer.initialized:
         optimizer.check_overrides()
+        _page_again(optimizer)
         optimizer.to_gpu()
         optimizer.initialized = True
     for i, group in enumerate(optimizer.param_groups):
@@ -75,6 +84,15 @@ def _step(optimizer: Parts, closure: None = None) -> None:
                 optimizer.init_state(group, parameter, i, j)
             optimizer.prefetch_state(parameter)
             optimizer.update_step(group, parameter, i, j)
+
+
+def _page_again(optimizer: Parts) -> None:
+    """Put states that were loaded where `init_state` would have made them."""
+    for parameter, state in optimizer.state.items():
+        for name in STATES & state.keys():
+            loaded = state[name]
+            state[name] = optimizer.get_state_buffer(parameter, dtype=loaded.dtype)
+            state[name].copy_(loaded)
 
 
 def _wait(optimizer: Optimizer) -> None:

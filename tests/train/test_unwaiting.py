@@ -223,3 +223,23 @@ def test_the_steps_are_bitsandbytes_own_on_a_gpu(kind: Any) -> None:
         torch.cuda.synchronize()
         held.append([busy.parameter.detach().clone(), busy.state().clone()])
     assert same(*held)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", [PagedAdamW, PagedAdamW8bit])
+def test_loaded_states_are_paged_again(kind: Any, tmp_path: Path) -> None:
+    """bitsandbytes itself leaves them in the GPU's memory."""
+    one, held = Busy(kind), []
+    torch.save(one.optimizer.state_dict(), tmp_path / "states.pt")
+    for ours in (True, False):
+        other = Busy(kind, ours=ours)
+        other.parameter.data.copy_(one.parameter.data)
+        other.optimizer = kind([other.parameter], lr=1e-2)
+        if ours:
+            without_waits(other.optimizer)
+        other.optimizer.load_state_dict(torch.load(tmp_path / "states.pt", weights_only=True))
+        other.step()
+        torch.cuda.synchronize()
+        assert getattr(other.state(), "is_paged", False) is ours
+        held.append([other.parameter.detach().cpu(), other.state().cpu()])
+    assert same(*held)
