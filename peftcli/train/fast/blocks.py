@@ -198,7 +198,7 @@ def _backward_of_product(
 
 
 def _parts(tokens: int, lean: bool) -> list[slice]:
-    """All tokens, or a part of them after the other."""
+    """All tokens, or one part of them after the other."""
     most = max(FEWEST, min(-(-tokens // 2), MOST)) if lean else tokens
     return [slice(start, start + most) for start in range(0, tokens, most)]
 
