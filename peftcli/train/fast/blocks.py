@@ -23,8 +23,8 @@ from peftcli.train.fast.linear import (
 from peftcli.train.fast.lora import Group
 
 FEWEST, MOST = 1024, 4096
-"""Tokens that a `lean` MLP takes at a time: half of all, but no fewer, for products of few rows are
-slow, and no more."""
+"""Tokens that a `lean` MLP takes at a time: no fewer, for products of few rows are slow, no more, and
+half of all in between."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,11 @@ class GatedMlp(torch.autograd.Function):
         both, low = forward_in_place(gate_up, wide, room)
         del wide
         ctx.norm, ctx.gate_up, ctx.down, ctx.adds, ctx.lean = norm, gate_up, down, adds, lean
+        most = _most(len(x), lean, beside=again())
         if adds and again():  # an adapter would read the output
-            y, down_low = unread(x), _low_of_product(down, both, lean)
+            y, down_low = unread(x), _low_of_product(down, both, most)
         else:
-            y, down_low = _down(down, both, x if adds else None, lean)
+            y, down_low = _down(down, both, x if adds else None, most)
         ctx.save_for_backward(x, rstd, room, low, down_low)
         return y
 
@@ -146,11 +147,9 @@ class GatedMlp(torch.autograd.Function):
         return dx, None, None, None, None, None, *found, *down_found
 
 
-def _down(
-    down: Group, both: Tensor, add: Tensor | None, lean: bool
-) -> tuple[Tensor, Tensor | None]:
+def _down(down: Group, both: Tensor, add: Tensor | None, most: int) -> tuple[Tensor, Tensor | None]:
     """The down projection of h = silu(gate) * up, plus `add`; and h A' (None without adapters)."""
-    parts = _parts(len(both), lean)
+    parts = _parts(len(both), most)
     if len(parts) == 1:
         return forward_in_place(down, down.weights.gated(both), add=add)
     down = down.held()
@@ -164,12 +163,12 @@ def _down(
     return y, _joined(lows)
 
 
-def _low_of_product(down: Group, both: Tensor, lean: bool) -> Tensor | None:
+def _low_of_product(down: Group, both: Tensor, most: int) -> Tensor | None:
     """h A' of h = silu(gate) * up, which the backward pass of the down projection reads."""
     if not down.columns:
         return None
     weights = down.weights
-    return _joined([weights.low(weights.gated(both[x])) for x in _parts(len(both), lean)])
+    return _joined([weights.low(weights.gated(both[x])) for x in _parts(len(both), most)])
 
 
 def _joined(lows: list[Tensor | None]) -> Tensor | None:
@@ -185,7 +184,7 @@ def _backward_of_product(
     The gradient of the down projection's A matrices comes second.
     """
     dlow, down = backward_low(down, dy), down.held()
-    parts = _parts(len(dy), lean and gate_up.weights.in_room)
+    parts = _parts(len(dy), _most(len(dy), lean and gate_up.weights.in_room))
     wide, total = None, None
     for rows in parts:  # the factors' share of dproduct is added later
         dproduct = down.weights.backward(dy[rows], None)
@@ -197,9 +196,15 @@ def _backward_of_product(
     return wide if len(parts) == 1 else room, total
 
 
-def _parts(tokens: int, lean: bool) -> list[slice]:
-    """All tokens, or one part of them after the other."""
-    most = max(FEWEST, min(-(-tokens // 2), MOST)) if lean else tokens
+def _most(tokens: int, lean: bool, *, beside: bool = True) -> int:
+    """Tokens at a time; half of them matters `beside` what the layer keeps to go backward."""
+    if not lean:
+        return tokens
+    return max(FEWEST, min(-(-tokens // 2), MOST)) if beside else MOST
+
+
+def _parts(tokens: int, most: int) -> list[slice]:
+    """All tokens, so many at a time."""
     return [slice(start, start + most) for start in range(0, tokens, most)]
 
 

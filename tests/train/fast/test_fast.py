@@ -140,6 +140,7 @@ def test_checkpointed_layers_give_the_same_gradients(
     family: str, targets: list[str], fewest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocks, "FEWEST", fewest)  # of 33 tokens
+    monkeypatch.setattr(blocks, "MOST", fewest + 2)
     one, found = torch.ones((), dtype=torch.float64), []
     for checkpointing in (False, True):
         model = adapted(family, targets)
@@ -163,6 +164,7 @@ def test_checkpointed_bottlenecks_give_the_same_gradients(
     fewest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(blocks, "FEWEST", fewest)
+    monkeypatch.setattr(blocks, "MOST", fewest + 2)
     found = []
     for checkpointing in (False, True):
         model = with_bottlenecks("llama")
