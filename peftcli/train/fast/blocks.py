@@ -23,8 +23,8 @@ from peftcli.train.fast.linear import (
 from peftcli.train.fast.lora import Group
 
 FEWEST, MOST = 1024, 4096
-"""Tokens that a `lean` MLP takes at a time: no fewer, for products of few rows are slow, no more, and
-half of all in between."""
+"""Tokens that a `lean` MLP takes at a time: half of all, but no fewer, for products of few rows are
+slow, and no more."""
 
 
 @dataclass(frozen=True)
