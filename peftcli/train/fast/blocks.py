@@ -59,8 +59,7 @@ class QueryKeyValue(torch.autograd.Function):
         if heads.query_norm is not None and heads.key_norm is not None:
             (q, scales[0]), (k, scales[1]) = _each(q, heads.query_norm), _each(k, heads.key_norm)
         ctx.save_for_backward(x, low, rstd, cos, sin, y if scales[0] is not None else None, *scales)
-        ops.rope(q, cos, sin, 1, q)
-        ops.rope(k, cos, sin, 1, k)
+        ops.rope([q, k], cos, sin, 1, [q, k])
         return q, k, v, x
 
     @staticmethod
@@ -69,13 +68,11 @@ class QueryKeyValue(torch.autograd.Function):
         heads: Heads = ctx.heads
         room = room_for_output(heads.group, x)
         parts = heads.split(room[:, : heads.group.weights.outputs])
-        ops.rope(_whole_heads(dq), cos, sin, -1, parts[0])
-        ops.rope(_whole_heads(dk), cos, sin, -1, parts[1])
+        ops.rope([_whole_heads(d) for d in (dq, dk, dv)], cos, sin, -1, parts)
         if y is not None:
             norms: Any = (heads.query_norm, heads.key_norm)
             for part, raw, norm, scale in zip(parts, heads.split(y), norms, scales, strict=False):
                 part.copy_(_each_backward(part, raw, norm, scale))
-        parts[2].copy_(dv)
         dx, found = backward_normed(
             heads.group, room, room, x, low, heads.norm, rstd, skip, ctx.needs_input_grad[0]
         )
