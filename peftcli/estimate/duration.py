@@ -12,12 +12,16 @@ from functools import lru_cache
 
 from peftcli.estimate.gpus import Gpu, Speed
 from peftcli.estimate.layer import first_kept, kept_layers, kept_per_token
+from peftcli.estimate.memory import host_bytes
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.weights import weights
 from peftcli.estimate.widths import stream_norms
 
 BANDWIDTH_SHARE = 1.0
 LOAD_BYTES_PER_SECOND = 1.0e9
+HOST_BYTES_PER_SECOND = 25e9
+"""Between GPU and pinned host memory, each way: PCIe 4.0 x16 as it is usually measured. Not yet
+measured here; cards with eight lanes (RTX 4060 Ti) or PCIe 3.0 (T4) have half of it."""
 SETUP_SECONDS = 30.0  # imports, tokenising, the first step's warm-up
 BANDS: dict[Speed, tuple[float, float]] = {  # of the likely seconds
     "measured": (0.83, 1.2),
@@ -109,7 +113,17 @@ def micro_batch_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
     launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
     saved = _layer_flops(plan) * (1 - 1 / plan.step.products_speed)
     each = (products - saved) / rate + attention / (rate * plan.step.attention_share) + moved
-    return max(tokens * each + expanded + launches, _floor_seconds(plan))
+    seconds = max(tokens * each + expanded + launches, _floor_seconds(plan))
+    return seconds + _waiting(seconds, host_bytes(plan) * tokens / plan.tokens)
+
+
+def _waiting(seconds: float, carried: float) -> float:
+    """What copies to host memory and back, of so many bytes each, take beyond the computation.
+
+    A third of it is the forward pass, beside which they go; they come back beside the rest.
+    """
+    copying = carried / HOST_BYTES_PER_SECOND
+    return max(0.0, copying - seconds / 3) + max(0.0, copying - seconds * 2 / 3)
 
 
 @lru_cache(1024)

@@ -18,6 +18,7 @@ from peftcli.estimate.layer import (
     kept_layers,
     kept_per_token,
     kept_tensors,
+    offloaded_layers,
 )
 from peftcli.estimate.loss import head_chunks, logits_tile, loss_parts
 from peftcli.estimate.parts import Part
@@ -70,6 +71,12 @@ def loading_peak(plan: Plan) -> float:
     if plan.quantization == "fp8":
         return weights(replace(plan, quantization=None)).base()
     return weights(plan).base() + 2.0 * largest_expanded(plan)
+
+
+def host_bytes(plan: Plan) -> float:
+    """Bytes of host memory that the layers' inputs take."""
+    each = plan.step.stream * plan.architecture.hidden_size
+    return offloaded_layers(plan) * plan.tokens * each
 
 
 def static_parts(plan: Plan, held: Weights) -> tuple[Part, ...]:
@@ -136,7 +143,7 @@ def _kept(plan: Plan, kinds: Kinds) -> tuple[Part, ...]:
     rotary = step.rotary * plan.architecture.head_size * tokens + attention_masks(plan)
     if plan.checkpointing:
         each = step.stream * plan.architecture.hidden_size
-        layers = sum(kind.layers for _, kind in kinds)
+        layers = sum(kind.layers for _, kind in kinds) - offloaded_layers(plan)
         text = f"{layers} layers x {tokens:,} tokens x {each:,.0f} B: the layers' inputs only"
         return (Part("activations", layers * tokens * each + rotary, text),)
     total = sum(kind.layers * kept_per_token(own, kind) for own, kind in kinds)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from peftcli.architecture.config import Architecture, Linear
 from peftcli.estimate.step_model import TRL_LORA, StepModel
 
+Mode = Literal["none", "full", "offload"]
+"""What a recipe calls the ways of checkpointing."""
 Attention = Literal["flash", "masked", "eager"]
 """flash: no mask is built; masked: SDPA with a mask; eager: the score matrix in full."""
 
@@ -50,6 +52,8 @@ class Plan:
     length: int = 2048
     """Tokens of a row as it is computed: the longest row, or the packed length."""
     checkpointing: bool = False
+    offload: bool = False
+    """Checkpointed layers' inputs wait in host memory (peftcli/train/fast/offload.py)."""
     attention: Attention = "flash"
     padded: bool = False
     """Rows of a micro-batch are padded to the longest, which SDPA needs a mask for."""
@@ -64,6 +68,18 @@ class Plan:
     def rank_of(self, target: Linear) -> int:
         """Width of this target's update."""
         return dict(self.ranks).get(target.name, self.rank)
+
+    @property
+    def mode(self) -> Mode:
+        """What is kept of each layer, in the recipe's words."""
+        if self.offload:
+            return "offload"
+        return "full" if self.checkpointing else "none"
+
+    def checkpointed(self, mode: Mode) -> Plan:
+        """The plan in that mode; only fused layers can offload, others are at `full` then."""
+        offload = mode == "offload" and self.step.in_groups
+        return replace(self, checkpointing=mode != "none", offload=offload)
 
     @property
     def tokens(self) -> int:

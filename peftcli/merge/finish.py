@@ -16,6 +16,7 @@ from peftcli import __version__
 from peftcli.errors import ResourceError
 from peftcli.estimate.merging import comparing_bytes
 from peftcli.fingerprint import fingerprint
+from peftcli.machine import free_host_memory
 from peftcli.merge.bring import bring_files, complete_stops, write_config
 from peftcli.merge.card import model_card
 from peftcli.merge.compute import Rounding
@@ -133,13 +134,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can be used on the device: of the GPU, or of the machine and its limits."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    values = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines)}
-    free = values["MemAvailable"] * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and limit.read_text(encoding="ascii").strip().isdecimal():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return free
+    return free_host_memory()
 
 
 def _narrowest(prepared: Prepared) -> torch.dtype:

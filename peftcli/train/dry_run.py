@@ -114,7 +114,6 @@ def _plan_lines(setting: Setting, total: int) -> list[str]:
         f"steps: {plan.steps}, warm-up {plan.warmup_steps}, evaluation every {plan.eval_steps}, "
         f"checkpoint every {plan.save_steps}",
         f"batch: {plan.micro_batch_size} rows x {plan.accumulation} accumulation",
-        f"checkpointing: {'full' if plan.checkpointing else 'none'}, "
-        f"packing: {'on' if plan.packing else 'off'}",
+        f"checkpointing: {plan.mode}, packing: {'on' if plan.packing else 'off'}",
         *plan.reasons,
     ]

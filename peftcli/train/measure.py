@@ -27,6 +27,7 @@ from peftcli.run_dir import RunDir
 from peftcli.train.attempt import health_of
 from peftcli.train.build import LoadBase, build_trainer, load_model
 from peftcli.train.fast.fp8 import forget_turned
+from peftcli.train.fast.host import forget_pinned
 from peftcli.train.fast.weights import forget_room
 from peftcli.train.flat import forget_settings
 from peftcli.train.interruption import Interruption
@@ -211,3 +212,4 @@ def release(device: Device) -> None:
         torch.cuda.synchronize()
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
+        forget_pinned()

@@ -57,8 +57,9 @@ class Training(Section):
     """Added to AdamW's denominator."""
     neftune_noise_alpha: float | None = Field(None, gt=0)
     """NEFTune: noise on the embeddings while training; 5 is usual (arXiv 2310.05914)."""
-    checkpointing: Literal["auto", "none", "full"] = "auto"
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    checkpointing: Literal["auto", "none", "full", "offload"] = "auto"
+    """Recompute activations in the backward pass: less memory, about a third slower; with `offload`
+    the layers' inputs, which are all that is kept, wait in host memory (fused layers only)."""
     kernels: Literal["auto", "plain"] = "auto"
     """`auto` runs layers and loss on fused functions where the model has them; `plain` never."""
     packing: Literal["auto"] | bool = "auto"
@@ -78,7 +79,8 @@ class Training(Section):
     max_nonfinite_steps: int = Field(3, ge=1)
     """With `skip`, stop after this many steps in a row whose loss or gradient is not finite."""
     on_oom: Literal["stop", "shrink"] = "stop"
-    """Out of memory: stop, or go on from the last step with half the rows at a time."""
+    """Out of memory: stop, or go on from the last step with half the rows at a time; one row that
+    was checkpointed goes on with `checkpointing: offload`."""
 
     @field_validator("micro_batch_size")
     @classmethod

@@ -33,14 +33,15 @@ def unread(like: Tensor) -> Tensor:
     return like.new_empty(1).expand_as(like)
 
 
-def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _computing_again()
-
-
 @contextmanager
-def _computing_again() -> Iterator[None]:
+def computing_again() -> Iterator[None]:
+    """Let `again` be true within."""
     token = _AGAIN.set(True)
     try:
         yield
     finally:
         _AGAIN.reset(token)
+
+
+def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), computing_again()

@@ -6,6 +6,7 @@ gated MLP with SiLU; with LoRA on any of its linears, or bottleneck adapters aft
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -20,6 +21,7 @@ from peftcli.train.fast.blocks import GatedMlp, Heads, Output, QueryKeyValue
 from peftcli.train.fast.bottleneck import AddBottleneck, Bottleneck, fits, read_bottleneck
 from peftcli.train.fast.linear import Norm
 from peftcli.train.fast.lora import Group, Shadows, Unsupported, check
+from peftcli.train.fast.offload import Offloading
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,20 @@ class FastLayer:
         return y if adapter is None else AddBottleneck.apply(y, x, adapter, *adapter.masters)
 
 
-def install(layers: list[nn.Module], shadows: Shadows, checkpointing: bool) -> None:
-    """Give every layer its fast forward; raises Unsupported, and changes nothing, if one cannot."""
+def install(
+    layers: list[nn.Module], shadows: Shadows, checkpointing: bool, offload: bool = False
+) -> None:
+    """Give every layer its fast forward; raises Unsupported, and changes nothing, if one cannot.
+
+    With `offload`, the inputs that checkpointing keeps wait in host memory.
+    """
     for layer in layers:
         check_layer(layer)
-    for layer in layers:
-        _replace_forward(prepare(layer, shadows, lean=checkpointing), checkpointing)
+    offloading = Offloading(len(layers)) if offload else None
+    for index, layer in enumerate(layers):
+        run = run_checkpointed if offloading is None else offloading.runner(index, layer)
+        fast = prepare(layer, shadows, lean=checkpointing)
+        _replace_forward(fast, run if checkpointing else None)
 
 
 def check_layer(layer: Any) -> None:
@@ -152,10 +162,10 @@ def _full_rows(q: Tensor, k: Tensor, v: Tensor, rows: int, scale: float) -> Tens
     return out.transpose(1, 2)
 
 
-def _replace_forward(fast: FastLayer, checkpointing: bool) -> None:
+def _replace_forward(fast: FastLayer, checkpointed: Callable[..., Tensor] | None) -> None:
     def forward(_: nn.Module, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        if checkpointing and torch.is_grad_enabled():
-            return run_checkpointed(fast.forward, hidden_states, **kwargs)
+        if checkpointed is not None and torch.is_grad_enabled():
+            return checkpointed(fast.forward, hidden_states, **kwargs)
         return fast.forward(hidden_states, **kwargs)
 
     fast.layer.forward = MethodType(forward, fast.layer)
