@@ -82,7 +82,7 @@ def wait_for(event: torch.cuda.Event | None) -> None:
 
 def forget_pinned() -> None:
     """Give the machine back what PyTorch holds of pinned memory that nobody uses."""
-    torch.accelerator.empty_host_cache()
+    torch._C._host_emptyCache()  # torch.accelerator.empty_host_cache, before PyTorch had that
 
 
 def _bytes(x: Tensor) -> Tensor:
