@@ -81,7 +81,7 @@ def waits(
     return watch.found
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "full", "offload"])
 @pytest.mark.parametrize("micro_batch_size", [4, 2])
 def test_a_step_waits_nowhere(
     base_model: Path,
