@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from peftcli.estimate.groups import factors_and_room
 from peftcli.estimate.layer import (
+    STAY,
     Kinds,
     attention_masks,
     before_the_first_adapter,
@@ -60,7 +61,11 @@ def training_peak(plan: Plan) -> Peak:
     name = max(found, key=lambda key: sum(part.size for part in found[key]))
     parts = (*static_parts(plan, held), *found[name])
     passing = sum(part.size for part in found[name])
-    return Peak(name, tuple(part for part in parts if part.size), passing, held.paged)
+    peak = Peak(name, tuple(part for part in parts if part.size), passing, held.paged)
+    if not plan.offload:
+        return peak
+    with_all = training_peak(replace(plan, offload=False))  # never less at any moment
+    return min(with_all, peak, key=lambda found: found.size)
 
 
 def loading_peak(plan: Plan) -> float:
@@ -112,8 +117,7 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
     forward = (*forward, *_base_copies(plan))
     backward = (*forward, *_again(widest, wide))
     if plan.accumulation == 1 and plan.checkpointing:
-        share = 1 / plan.architecture.layers
-        backward = (*backward, _gradients(held, share, "of the last layer"), *_head_gradient(plan))
+        backward = (*backward, _first_gradients(plan, held), *_head_gradient(plan))
     nearly = 1 - 1 / plan.architecture.layers
     last = (_gradients(held, nearly, "of all layers but one"), *_again(widest, wide))
     ended = (_gradients(held, 1.0, "of all layers"), *_embedding_gradient(plan))
@@ -193,6 +197,17 @@ def _again(plan: Plan, wide: Widths) -> tuple[Part, ...]:
 
 def _gradients(held: Weights, share: float, what: str) -> Part:
     return Part("gradients", held.gradients * share, what)
+
+
+def _first_gradients(plan: Plan, held: Weights) -> Part:
+    """Those beside the inputs of layers, which get fewer as the gradients get more.
+
+    Where inputs wait in host memory there are as many at the second layer as at the last one.
+    """
+    layers = plan.architecture.layers
+    if plan.offload:
+        return _gradients(held, max(1, layers - STAY) / layers, "of all layers but two")
+    return _gradients(held, 1 / layers, "of the last layer")
 
 
 def _end_to_end(plan: Plan, held: Weights) -> tuple[Part, ...]:

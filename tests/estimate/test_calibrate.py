@@ -58,6 +58,7 @@ def test_real_steps_are_measured_and_a_stopped_run_goes_on(model: Path, tmp_path
         f"{model} qlora 32x2 full r=4 pack",
         f"{model} full 16x2 none opt=adafactor acc=2",
         f"{model} dora 32x1 none r=4 drop=0.1 qv",
+        f"{model} lora 32x2 offload acc=2",
     ]
     out = tmp_path / "found" / "measurements.jsonl"
     options = ("--out", str(out), "--grid", str(grid(tmp_path, *lines)), "--steps", "2")
@@ -103,7 +104,7 @@ def test_the_grid_covers_what_it_should() -> None:
     assert (min(lengths), max(lengths)) == (512, 32768)
     rows = [recipe.training.micro_batch_size for recipe in recipes]
     assert (min(rows), max(rows)) == (1, 16)
-    assert {recipe.training.checkpointing for recipe in recipes} == {"none", "full"}
+    assert {recipe.training.checkpointing for recipe in recipes} == {"none", "full", "offload"}
     assert {recipe.training.packing for recipe in recipes} == {True, False}
     assert len({recipe.optimizer for recipe in recipes}) >= 5
     ranks = {getattr(recipe.method, "rank", 16) for recipe in recipes}

@@ -47,14 +47,21 @@ def test_two_inputs_stay_on_the_gpu(length: int, micro_batch: int) -> None:
     assert host_bytes(full) == 0
     assert training_peak(offload).size <= training_peak(full).size
     if length == 65_536:
-        assert training_peak(full).size - training_peak(offload).size == saved
+        one, most = gradients(full), gradients(offload)
+        assert most == 30 * one  # those of all layers but the two
+        assert training_peak(full).size - training_peak(offload).size == saved + one - most
 
 
+def gradients(plan: Plan) -> float:
+    return sum(part.size for part in training_peak(plan).parts if part.name == "gradients")
+
+
+@pytest.mark.parametrize("rank", [8, 512])
 @pytest.mark.parametrize("name", ["llama-3.2-1b", NAME, "qwen2.5-32b"])
-def test_it_never_needs_more_than_full_nor_full_more_than_none(name: str) -> None:
+def test_it_never_needs_more_than_full_nor_full_more_than_none(name: str, rank: int) -> None:
     gpu = find_gpu("4090")
     for length in (64, 1024, 16_384):
-        plan = low_rank(name, step=FUSED_LORA, length=length)
+        plan = low_rank(name, step=FUSED_LORA, length=length, rank=rank)
         none, full, offload = (plan.checkpointed(mode) for mode in modes(plan))
         assert need(offload, gpu).high <= need(full, gpu).high <= need(none, gpu).high
         lengths = Lengths(length, length)
@@ -133,7 +140,7 @@ def test_it_is_advised_with_what_it_costs() -> None:
     change = found.changes[0]
     assert change.line == "training.checkpointing: offload"
     assert change.fits
-    assert change.saves_gib == pytest.approx(30.0, abs=0.1)
+    assert change.saves_gib == pytest.approx(30.0, abs=0.2)
     text = "the same result, and 30.0 GiB of host memory for the layers' inputs"
     assert change.consequence == text
     assert found.paste == "training:\n  checkpointing: offload"

@@ -119,7 +119,7 @@ def waits(
     [(LORA, None), (QLORA, None), (QLORA, "paged_adamw_8bit")],
     ids=["lora", "qlora", "qlora in 8 bits"],
 )
-@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize("checkpointing", ["none", "full", "offload"])
 @pytest.mark.parametrize("micro_batch_size", [4, 2])
 def test_a_step_waits_nowhere(
     base_model: Path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from peftcli.architecture.catalog import find_model
 from peftcli.errors import RecipeError, ResourceError, UsageError
@@ -194,3 +196,34 @@ def test_a_machine_with_too_little_host_memory_is_told(base_model: Path, rows: P
     short = estimate(recipe({**OFFLOAD, "batch_size": 1}).recipe, card)
     refuse_what_cannot_fit(replace(now, estimate=short), events.append, force=False)
     assert len(events) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_a_run_on_a_gpu_ends_where_full_ends(
+    base_model: Path, rows: Path, tmp_path: Path, method: str
+) -> None:
+    """Evaluations and a longest batch before the first step included."""
+    deep = tmp_path / "deep"
+    shutil.copytree(base_model, deep)
+    config = LlamaConfig.from_pretrained(deep)
+    config.num_hidden_layers = 6
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(deep)
+    found = []
+    for mode in ("full", "offload"):
+        events: list[Event] = []
+        training = {"checkpointing": mode, "max_steps": 6, "batch_size": 8, "device": "cuda"}
+        values = {
+            "model": str(deep),
+            "method": method,
+            "data": {"train": str(rows), "eval": 0.2},
+            "evaluation": {"steps": 3},
+            "output": str(tmp_path / mode),
+        }
+        run(recipe({**training, "micro_batch_size": 4}, **values), Options(), events.append)
+        notes = [event.text for event in events if isinstance(event, Note)]
+        assert any("inputs in host memory" in text for text in notes) == (mode == "offload")
+        found.append(load_file(tmp_path / mode / "adapter" / "adapter_model.safetensors"))
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, rtol=0, atol=1e-4, msg=name)

@@ -23,7 +23,8 @@ def again() -> bool:
     """Whether what is kept for the backward pass is all that anybody reads.
 
     PyTorch stops a layer that is computed again as soon as its last function has kept its tensors,
-    so the output of that function is never seen.
+    so the output of that function is never seen; `offload` runs the layer to its end, and does not
+    look at it.
     """
     return _AGAIN.get()
 

@@ -38,8 +38,8 @@ class Host:
         self._stream: torch.cuda.Stream | None = None
 
     def store(self, x: Tensor) -> tuple[Stored, torch.cuda.Event | None]:
-        """Begin to copy; `x` must stay until the event was waited for."""
-        parts = _bytes(x.contiguous()).split(BLOCK)
+        """Begin to copy; `x`, whose values lie end to end, must stay until the event has come."""
+        parts = _bytes(x).split(BLOCK)
         blocks = [self._free.pop() if self._free else _block(x.device) for _ in parts]
         with self._beside(x.device):
             for block, part in zip(blocks, parts, strict=True):

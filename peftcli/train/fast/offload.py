@@ -45,7 +45,7 @@ class Offloading:
             self._last = None  # of a forward pass before
         if not (x.requires_grad or trained):  # below the lowest adapter
             return layer(x, **options)
-        kept = _Input(self._host, x.detach(), self._last)
+        kept = _Input(self._host, x.detach().contiguous(), self._last)
         if kept.below is not None and kept.below.below is not None:
             kept.below.below.leave()
         if index < self._layers - STAY:

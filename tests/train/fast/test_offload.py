@@ -222,3 +222,109 @@ def test_no_more_is_computed_than_with_full() -> None:
             fast.loss(part, torch.ones((), dtype=torch.float64)).backward()
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1]
+
+
+GPU_WIDTH = 1024
+GPU_ROWS = (50, 61, 64) * 64
+"""Short rows, in which the attention's gradients do not depend on the order of its blocks."""
+
+
+def on_gpu(mode: str, layers: int) -> tuple[Any, FastModel]:
+    """A bfloat16 model on the GPU with a float32 adapter; large enough for copies to take time."""
+    attention.register()
+    torch.manual_seed(0)
+    sizes = {"hidden_size": GPU_WIDTH, "intermediate_size": 2 * GPU_WIDTH, "head_dim": 64}
+    config = tiny_config("llama", num_hidden_layers=layers, **sizes)
+    base = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
+    model = get_peft_model(base.to("cuda", torch.bfloat16), lora(target_modules=ALL, r=8))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+            nn.init.normal_(parameter, std=0.02)
+    return model.train(), accelerate(model, **MODES[mode])
+
+
+def gpu_batches(lengths: tuple[int, ...] = GPU_ROWS) -> list[dict[str, Any]]:
+    """Two micro-batches of about 11,000 tokens each; two blocks of host memory a layer."""
+    parts = [rows(lengths, seed=1), rows(lengths[:-9], seed=2)]
+    found = []
+    for part in parts:
+        (batch,) = Batches(0, len(part), max(lengths) + 1, apart=True)(part)["micro_batches"]
+        found.append({k: v.to("cuda") if isinstance(v, Tensor) else v for k, v in batch.items()})
+    return found
+
+
+def gpu_step(fast: FastModel, optimizer: torch.optim.Optimizer, parts: Any, scale: Tensor) -> None:
+    fast.refresh()
+    for part in parts:
+        fast.loss(part, scale).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@pytest.mark.gpu
+def test_three_steps_on_a_gpu_are_those_of_full_bit_for_bit() -> None:
+    found = []
+    parts, scale = gpu_batches(), torch.full((), 1e-4, device="cuda")
+    for mode in ("full", "full", "offload", "offload"):
+        model, fast = on_gpu(mode, layers=12)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
+        for _ in range(3):
+            gpu_step(fast, optimizer, parts, scale)
+        with torch.no_grad():
+            loss = fast.loss(parts[0], scale)
+        found.append([loss, *(p.detach() for p in trained)])
+    full, twice, *others = found
+    for one, other in zip(full, twice, strict=True):
+        assert torch.equal(one, other), "two runs with full differ already"
+    for offload in others:
+        assert all(torch.equal(one, other) for one, other in zip(full, offload, strict=True))
+
+
+@pytest.mark.gpu
+def test_the_peak_on_a_gpu_hardly_grows_with_the_layers() -> None:
+    parts, scale = gpu_batches(), torch.full((), 1e-4, device="cuda")
+    added = {}
+    for mode in ("full", "offload"):
+        peaks = []
+        for layers in (4, 20):
+            model, fast = on_gpu(mode, layers)
+            gc.collect()
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            for part in parts:
+                fast.loss(part, scale).backward()
+            peaks.append(torch.cuda.max_memory_allocated() - before)
+            del model, fast
+        added[mode] = peaks[1] - peaks[0]
+    inputs = 16 * 2 * GPU_WIDTH * parts[0]["input_ids"].numel()
+    assert added["full"] > 0.9 * inputs
+    assert added["full"] - added["offload"] > 0.9 * inputs
+
+
+@pytest.mark.gpu
+def test_a_steady_step_on_a_gpu_waits_for_nothing() -> None:
+    parts, scale = gpu_batches(), torch.full((), 1e-4, device="cuda")
+    model, fast = on_gpu("offload", layers=6)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, fused=True)
+    for _ in range(2):
+        gpu_step(fast, optimizer, parts, scale)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gpu_step(fast, optimizer, parts, scale)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_pinned_memory_is_used_again() -> None:
+    parts, scale = gpu_batches(), torch.full((), 1e-4, device="cuda")
+    _, fast = on_gpu("offload", layers=6)
+    made = []
+    for _ in range(3):
+        for part in parts:
+            fast.loss(part, scale).backward()
+        made.append(torch.cuda.host_memory_stats()["num_host_alloc"])
+    assert made[0] == made[1] == made[2]
