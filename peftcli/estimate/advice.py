@@ -120,9 +120,10 @@ def _offers(recipe: Recipe, plans: list[Plan], card: Card) -> Iterator[Offer]:
     if training.micro_batch_size not in ("auto", 1):
         text = "the same result, fewer rows at a time"
         yield "training", {"micro_batch_size": 1}, text
-    if training.checkpointing == "none":
+    mode = training.checkpointing
+    if mode == "none" or isinstance(mode, int):
         yield "training", {"checkpointing": "full"}, f"the same result, {SLOWER}"
-    if training.checkpointing in ("none", "full") and "offload" in modes(plans[0]):
+    if mode not in ("auto", "offload") and "offload" in modes(plans[0]):
         yield "training", {"checkpointing": "offload"}, _cost_of_offload(plans)
     if "8bit" not in recipe.optimizer:
         yield "training", {"optimizer": "paged_adamw_8bit"}, "optimizer states in 8 bits"

@@ -107,7 +107,7 @@ def micro_batch_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
     products, attention = flops_per_token(plan, lengths.packed or computed)
     rate = gpu.tflops * 1e12 * gpu.attained
     bandwidth = gpu.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE
-    again = 1.4 if plan.checkpointing else 1.0
+    again = 1.0 + 0.4 * plan.again / plan.architecture.layers
     moved = again * plan.step.traffic * _kept(plan) / bandwidth
     expanded = passes(plan) * 2.5 * weights(plan).elements / min(bandwidth, plan.step.expansion)
     launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
@@ -141,9 +141,9 @@ def _floor_seconds(plan: Plan) -> float:
     return each * more * passes(plan) * plan.architecture.layers
 
 
-def passes(plan: Plan) -> int:
+def passes(plan: Plan) -> float:
     """Passes over the layers: forward, again with checkpointing, backward."""
-    return 3 if plan.checkpointing else 2
+    return 2 + plan.again / plan.architecture.layers
 
 
 def flops_per_token(plan: Plan, tokens_per_row: float) -> tuple[float, float]:
@@ -162,7 +162,7 @@ def flops_per_token(plan: Plan, tokens_per_row: float) -> tuple[float, float]:
     span = min(tokens_per_row, architecture.sliding_window or tokens_per_row)
     forward = 2.0 * width * span
     kept = architecture.layers - first_kept(plan)
-    attention = first_kept(plan) + kept * (4.5 if plan.checkpointing else 3.5)
+    attention = first_kept(plan) + kept * 3.5 + _computed_again(plan)
     return float(products), forward * attention
 
 
@@ -186,8 +186,11 @@ def _layer_flops(plan: Plan) -> float:
     body += sum(e.parameters() // e.count * e.active for e in architecture.experts)
     below = first_kept(plan) / architecture.layers
     passes = body * (2 * below + (6 if plan.trains_base else 4) * (1 - below))
-    if not plan.checkpointing:
-        return passes
     if not plan.step.last_again:
         body -= sum(x.count * x.weights for x in linears if x.suffix == "down_proj")
-    return passes + 2 * body * (1 - below)
+    return passes + 2 * body * _computed_again(plan) / architecture.layers
+
+
+def _computed_again(plan: Plan) -> int:
+    """Layers that run forward twice."""
+    return max(0, plan.again - first_kept(plan))

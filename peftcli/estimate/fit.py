@@ -49,7 +49,8 @@ def need(plan: Plan, gpu: Gpu) -> Need:
     high = max(high, DORA_HIGH) if plan.magnitudes else high
     gaps = RESERVED * likely
     if plan.checkpointing:  # blocks of many sizes come and go
-        gaps = max(gaps, RESERVED_AGAIN * peak.passing)
+        share = plan.again / plan.architecture.layers
+        gaps = max(gaps, RESERVED_AGAIN * share * peak.passing)
     reserved = likely + gaps
     return Need(
         allocated=(low * likely, likely, high * likely),
@@ -90,9 +91,11 @@ def choose(
 ) -> Plan | None:
     """The fastest plan that fits, or None; equally fast ones by the smaller peak.
 
-    One that takes host memory as well is chosen only where no other fits. Speed is judged by
-    `lengths`; the longest row, which must fit, is the plan's own length.
+    One that takes host memory as well is chosen only where no other fits. Where nothing fits
+    without checkpointing, but could, as few layers as the card asks for are computed again. Speed
+    is judged by `lengths`; the longest row, which must fit, is the plan's own length.
     """
+    plans = list(plans)
     fitting = [plan for plan in plans if verdict(plan, gpu, reserved) == "fits"]
     if not fitting:
         return None
@@ -103,7 +106,21 @@ def choose(
         seconds = step_seconds(plan, rated, lengths or Lengths(plan.length, plan.length))
         return round(seconds, 3), training_peak(plan).size
 
-    return min(fitting, key=slowness)
+    best = min(fitting, key=slowness)
+    if best.mode != "full" or not best.step.in_groups or all(x.checkpointing for x in plans):
+        return best
+    fewest = {best, min(fitting, key=lambda plan: plan.micro_batch)}
+    return min((best, *(fewest_again(x, gpu, reserved) for x in fewest)), key=slowness)
+
+
+def fewest_again(plan: Plan, gpu: Gpu, reserved: float = 0.0) -> Plan:
+    """A checkpointed plan that fits, with as few layers checkpointed as fit too."""
+    low, high = 0, plan.again  # which does not fit, and which does
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = verdict(plan.checkpointed(middle), gpu, reserved) == "fits"
+        low, high = (low, middle) if fits else (middle, high)
+    return plan.checkpointed(high)
 
 
 def smallest(plans: Iterable[Plan]) -> Plan:

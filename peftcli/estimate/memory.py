@@ -115,13 +115,15 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
         forward = (*forward, _gradients(held, 1.0, "of the micro-batches before"))
     cast = (*forward, *_base_copies(plan, forward=True))
     forward = (*forward, *_base_copies(plan))
-    backward = (*forward, *_again(widest, wide))
+    backward = (*forward, *(_again(widest, wide) if plan.lowest is None else ()))
     if plan.accumulation == 1 and plan.checkpointing:
         backward = (*backward, _first_gradients(plan, held), *_head_gradient(plan))
     nearly = 1 - 1 / plan.architecture.layers
     last = (_gradients(held, nearly, "of all layers but one"), *_again(widest, wide))
     ended = (_gradients(held, 1.0, "of all layers"), *_embedding_gradient(plan))
     found = {name: (*backward, *parts) for name, parts in backward_moments(plan, wide).items()}
+    if plan.lowest is not None:
+        found |= _highest_again(plan, held, kinds)
     if plan.magnitudes:
         weighed = magnitudes(plan, wide)
         found["weights of DoRA"] = (*forward, *_again(widest, wide), *weighed)
@@ -143,23 +145,46 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
 
 def _kept(plan: Plan, kinds: Kinds) -> tuple[Part, ...]:
     """What the forward pass leaves for the backward pass."""
-    tokens, step = plan.tokens, plan.step
+    tokens, step, wide = plan.tokens, plan.step, plan.architecture.hidden_size
     rotary = step.rotary * plan.architecture.head_size * tokens + attention_masks(plan)
-    if plan.checkpointing:
-        each = step.stream * plan.architecture.hidden_size
-        layers = sum(kind.layers for _, kind in kinds) - offloaded_layers(plan)
-        text = f"{layers} layers x {tokens:,} tokens x {each:,.0f} B: the layers' inputs only"
-        return (Part("activations", layers * tokens * each + rotary, text),)
-    total = sum(kind.layers * kept_per_token(own, kind) for own, kind in kinds)
-    total -= before_the_first_adapter(*kinds[0])
+    layers = sum(kind.layers_below(plan.again) for _, kind in kinds) - offloaded_layers(plan)
+    inputs = layers * step.stream * wide
+    text = f"{layers} layers x {tokens:,} tokens x {step.stream * wide:,.0f} B"
+    text += ": the layers' inputs only"
+    if plan.checkpointing and plan.lowest is None:
+        return (Part("activations", tokens * inputs + rotary, text),)
+    whole = [(own, kind.above(plan.again)) for own, kind in kinds]
+    whole = [(own, kind) for own, kind in whole if kind.layers]
+    total = inputs + sum(kind.layers * kept_per_token(own, kind) for own, kind in whole)
+    if not plan.again:
+        total -= before_the_first_adapter(*kinds[0])
     text = " + ".join(
-        f"{kind.layers} layers x {tokens:,} tokens x {_named(own, kind)}" for own, kind in kinds
+        [text] * bool(layers)
+        + [f"{kind.layers} layers x {tokens:,} tokens x {_named(own, kind)}" for own, kind in whole]
     )
     parts = [Part("activations", tokens * total + rotary, text)]
     if plan.adapter_bytes == 4 and not plan.trains_base and not step.in_groups:
         copies = plan.trainable * step.adapter_copies
         parts.append(Part("16-bit copies of the adapter", copies, "kept by autocast, 2 B each"))
     return tuple(parts)
+
+
+def _highest_again(plan: Plan, held: Weights, kinds: Kinds) -> dict[str, tuple[Part, ...]]:
+    """The highest layer of those that are computed again; those above it are done."""
+    inputs = _kept(replace(plan, lowest=None), _below(kinds, plan.again))
+    own, wide = max(kinds, key=lambda kind: kept_per_token(*kind))
+    share = 1 - plan.again / plan.architecture.layers
+    there = (*inputs, *_again(own, wide), _gradients(held, share, "of the layers above"))
+    return {
+        f"{name}, computed again": (*there, *parts)
+        for name, parts in backward_moments(plan, wide).items()
+    }
+
+
+def _below(kinds: Kinds, end: int) -> Kinds:
+    """The kinds of the layers below that one."""
+    found = [(own, replace(x, indices=tuple(i for i in x.indices if i < end))) for own, x in kinds]
+    return tuple((own, kind) for own, kind in found if kind.layers)
 
 
 def _named(plan: Plan, kind: Widths) -> str:

@@ -90,7 +90,7 @@ class Limits:
 
     micro_batch_size: int
     tokens_per_row: int
-    checkpointing: str
+    checkpointing: Mode
     host_gib: float
     """Host memory that the longest row takes, with `checkpointing: offload`."""
 

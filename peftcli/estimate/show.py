@@ -83,7 +83,7 @@ def show_gpus(estimates: Sequence[Estimate]) -> None:
             item.gpu,
             item.verdict,
             str(item.settings.micro_batch_size),
-            item.settings.checkpointing,
+            str(item.settings.checkpointing),
             f"{item.memory.likely_gib:.1f}",
             f"{item.memory.needed_gib:.1f}",
             f"{item.time.step_seconds:.2f}" if item.time else "?",

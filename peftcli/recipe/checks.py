@@ -54,8 +54,9 @@ def check_architecture(loaded: LoadedRecipe, architecture: Architecture) -> None
     ]
     if loaded.recipe.method.frozen_in_fp8:
         found += fp8_problems(architecture)
-    if loaded.recipe.training.checkpointing == "offload" and not found:
-        found += offload_problems(loaded.recipe, architecture)
+    what = loaded.recipe.training.asks_for_fused_layers
+    if what and not found:
+        found += checkpointing_problems(what, loaded.recipe, architecture)
     reason = UNPACKABLE.get(architecture.model_type)
     if loaded.recipe.training.packing is True and reason:
         text = f"{architecture.model_type} models cannot be packed: {reason}; write `false`"
@@ -82,16 +83,18 @@ def fp8_problems(architecture: Architecture) -> list[tuple[Path, str]]:
     return []
 
 
-def offload_problems(recipe: Recipe, architecture: Architecture) -> list[tuple[Path, str]]:
-    """Why the layers' inputs cannot wait in host memory, where the fused layers send them."""
+def checkpointing_problems(
+    what: str, recipe: Recipe, architecture: Architecture
+) -> list[tuple[Path, str]]:
+    """Why a way of checkpointing that only fused layers have cannot be had."""
     key = ("training", "checkpointing")
     if architecture.model_type not in FUSED:
-        return [(key, f"offload runs on {', '.join(sorted(FUSED))} models; write `full`")]
+        return [(key, f"{what} runs on {', '.join(sorted(FUSED))} models; write `full`")]
     if architecture.quantization is not None:
         stored = architecture.quantization.method
-        return [(key, f"offload needs a 16-bit checkpoint, and this is {stored}; write `full`")]
+        return [(key, f"{what} needs a 16-bit checkpoint, and this is {stored}; write `full`")]
     if not recipe.method.footprint(architecture).fusible:
-        text = f"offload runs on fused layers, which leave out what {recipe.method.name} does here"
+        text = f"{what} runs on fused layers, which leave out what {recipe.method.name} does here"
         return [(key, f"{text}; write `full`")]
     return []
 

@@ -69,8 +69,8 @@ class Recipe(Section):
         """Keys that keep the fused layers away, where something needs those."""
         if self.method.frozen_in_fp8:
             needs = "`method.quantization: fp8` needs"
-        elif self.training.checkpointing == "offload":
-            needs = "`training.checkpointing: offload` needs"
+        elif self.training.asks_for_fused_layers:
+            needs = f"`training.checkpointing: {self.training.checkpointing}` needs"
         else:
             return []
         found = {

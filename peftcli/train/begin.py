@@ -92,7 +92,7 @@ def begin(
 def _still_shrunk(
     recipe: Recipe, setting: Setting, folder: RunDir, before: dict[str, Any]
 ) -> Setting:
-    """The setting with what an earlier part of the run came down to: rows at a time, offload."""
+    """The setting with what an earlier part of the run came down to: rows at a time, and mode."""
     rows = int(before["micro_batch_size"])
     if recipe.training.batch_size % rows:
         raise ArtefactError(
@@ -101,7 +101,9 @@ def _still_shrunk(
         )
     plan = with_rows(setting.plan, rows)
     if before.get("offload") is True:
-        plan = replace(plan, checkpointing=True, offload=True)
+        plan = replace(plan, checkpointing=True, offload=True, lowest=None)
+    elif before.get("checkpointing") is True and before.get("lowest") is None:
+        plan = replace(plan, lowest=None)  # all layers, where a new plan would take some
     return replace(setting, plan=plan)
 
 

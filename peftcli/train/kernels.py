@@ -35,15 +35,16 @@ def fast_model(
     checkpointing: bool,
     *,
     offload: bool = False,
+    lowest: int | None = None,
     fp8: bool = False,
 ) -> tuple[FastModel | None, str]:
     """The model on fused functions, or None; and a line that says so, or why not.
 
-    Raises UsageError where the base was to be in fp8, or inputs of layers in host memory, which
-    plain layers cannot do.
+    Raises UsageError where the base was to be in fp8, inputs of layers in host memory, or the
+    `lowest` layers alone checkpointed, which plain layers cannot do.
     """
     try:
-        fast = accelerate(model, checkpointing, offload=offload, fp8=fp8)
+        fast = accelerate(model, checkpointing, offload=offload, lowest=lowest, fp8=fp8)
     except torch.OutOfMemoryError:
         raise ResourceError(
             "method.quantization: fp8: the base loads in 16 bits, and the GPU cannot hold those",
@@ -55,16 +56,15 @@ def fast_model(
                 f"method.quantization: fp8 runs on fused layers, which leave out {reason}",
                 "remove it, or what they leave out",
             ) from None
-        if offload:
-            raise cannot_offload(f"which leave out {reason}") from None
+        if offload or lowest is not None:
+            raise cannot_checkpoint(lowest, f"which leave out {reason}") from None
         return None, f"plain layers: fused ones leave out {reason}"
     base = ", the base in fp8" if fp8 else ""
     inputs = ", the layers' inputs in host memory" if offload else ""
     return fast, f"fused layers and loss{base}{inputs}"
 
 
-def cannot_offload(why: str) -> UsageError:
-    """The error of layers that keep their plain forward pass."""
-    return UsageError(
-        f"training.checkpointing: offload runs on fused layers, {why}", "write `full`"
-    )
+def cannot_checkpoint(lowest: int | None, why: str) -> UsageError:
+    """The error of layers that keep their plain forward pass; without `lowest` it is offload."""
+    what = "offload" if lowest is None else lowest
+    return UsageError(f"training.checkpointing: {what} runs on fused layers, {why}", "write `full`")

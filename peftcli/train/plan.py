@@ -23,6 +23,8 @@ class Plan:
     checkpointing: bool
     offload: bool
     """Whether the checkpointed layers' inputs wait in host memory."""
+    lowest: int | None
+    """How many layers are checkpointed, from the lowest on; None for all, where any is."""
     packing: bool
     steps: int
     warmup_steps: int
@@ -36,6 +38,8 @@ class Plan:
         """What checkpointing is, in the recipe's words."""
         if self.offload:
             return "offload"
+        if self.lowest is not None:
+            return self.lowest
         return "full" if self.checkpointing else "none"
 
 
@@ -48,6 +52,7 @@ def decide(recipe: Recipe, *, rows: int, has_eval: bool, packing: bool, load: Lo
         accumulation=recipe.training.batch_size // load.micro_batch_size,
         checkpointing=load.mode != "none",
         offload=load.mode == "offload",
+        lowest=load.mode if isinstance(load.mode, int) else None,
         packing=packing,
         steps=steps,
         warmup_steps=_warmup(recipe.training.warmup, steps),
@@ -119,13 +124,15 @@ def count_steps(recipe: Recipe, rows: int) -> int:
 def smaller(plan: Plan, *, offload: bool = False) -> Plan | None:
     """The plan with half the rows at a time (or fewer) and the same batch.
 
-    With `offload`, one row that was checkpointed goes on with the layers' inputs in host memory.
-    None where nothing is left.
+    One row goes on with every layer checkpointed where some were, and then, with `offload`, with
+    the layers' inputs in host memory. None where nothing is left.
     """
     batch = plan.micro_batch_size * plan.accumulation
     for rows in range(plan.micro_batch_size // 2, 0, -1):
         if batch % rows == 0:
             return with_rows(plan, rows)
+    if plan.lowest is not None:
+        return replace(plan, lowest=None)
     return replace(plan, offload=True) if offload and plan.mode == "full" else None
 
 

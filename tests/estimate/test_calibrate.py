@@ -104,7 +104,9 @@ def test_the_grid_covers_what_it_should() -> None:
     assert (min(lengths), max(lengths)) == (512, 32768)
     rows = [recipe.training.micro_batch_size for recipe in recipes]
     assert (min(rows), max(rows)) == (1, 16)
-    assert {recipe.training.checkpointing for recipe in recipes} == {"none", "full", "offload"}
+    modes = {recipe.training.checkpointing for recipe in recipes}
+    assert {mode for mode in modes if isinstance(mode, str)} == {"none", "full", "offload"}
+    assert any(isinstance(mode, int) for mode in modes)
     assert {recipe.training.packing for recipe in recipes} == {True, False}
     assert len({recipe.optimizer for recipe in recipes}) >= 5
     ranks = {getattr(recipe.method, "rank", 16) for recipe in recipes}

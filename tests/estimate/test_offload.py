@@ -82,8 +82,9 @@ def test_it_is_chosen_only_where_nothing_else_fits(gib: int) -> None:
     plans = candidates(fused(length=16_384, batch=4))
     others = [x for x in plans if not x.offload and verdict(x, gpu) == "fits"]
     chosen = choose(plans, gpu)
-    if others:
-        assert chosen in others
+    if others:  # of those that are checkpointed in full as few layers as need it
+        assert chosen is not None
+        assert chosen in others or chosen.checkpointed("full") in others
     elif chosen is not None:
         assert chosen.offload
 
@@ -121,7 +122,7 @@ def test_a_card_of_24_gib_holds_a_long_row_of_an_8b() -> None:
     assert found.limits.tokens_per_row > 122_880
     assert found.limits.checkpointing == "offload"
     assert found.limits.host_gib == 30 * STREAM * found.limits.tokens_per_row / GIB
-    assert estimate("4090", 16_384).settings.checkpointing == "full"
+    assert isinstance(estimate("4090", 16_384).settings.checkpointing, int)
 
 
 def test_what_the_recipe_says_is_done() -> None:
@@ -144,7 +145,7 @@ def test_it_is_advised_with_what_it_costs() -> None:
     text = "the same result, and 30.0 GiB of host memory for the layers' inputs"
     assert change.consequence == text
     assert found.paste == "training:\n  checkpointing: offload"
-    assert "about 40 % slower" in _advice(estimate("4090", 131_072, checkpointing="none"))
+    assert "30 to 45 % slower" in _advice(estimate("4090", 131_072, checkpointing="none"))
     plain = estimate("4090", 131_072, {"name": "lora", "dropout": 0.1}, checkpointing="full")
     assert "offload" not in _advice(plain)
 

@@ -140,6 +140,7 @@ def plan(rows: int, mode: str) -> Plan:
         accumulation=8 // rows,
         checkpointing=mode != "none",
         offload=mode == "offload",
+        lowest=None,
         packing=False,
         steps=10,
         warmup_steps=0,

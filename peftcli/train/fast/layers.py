@@ -93,11 +93,16 @@ class FastLayer:
 
 
 def install(
-    layers: list[nn.Module], shadows: Shadows, checkpointing: bool, offload: bool = False
+    layers: list[nn.Module],
+    shadows: Shadows,
+    checkpointing: bool,
+    offload: bool = False,
+    lowest: int | None = None,
 ) -> None:
     """Give every layer its fast forward; raises Unsupported, and changes nothing, if one cannot.
 
-    With `offload`, the inputs that checkpointing keeps wait in host memory.
+    With `offload`, the inputs that checkpointing keeps wait in host memory; with `lowest`, so many
+    layers are checkpointed.
     """
     for layer in layers:
         check_layer(layer)
@@ -105,7 +110,8 @@ def install(
     for index, layer in enumerate(layers):
         run = run_checkpointed if offloading is None else offloading.runner(index, layer)
         fast = prepare(layer, shadows, lean=checkpointing)
-        _replace_forward(fast, run if checkpointing else None)
+        again = checkpointing and (lowest is None or index < lowest)
+        _replace_forward(fast, run if again else None)
 
 
 def check_layer(layer: Any) -> None:

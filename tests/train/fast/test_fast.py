@@ -159,6 +159,28 @@ def test_checkpointed_layers_give_the_same_gradients(
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
+@pytest.mark.parametrize("lowest", [1, 2])
+def test_some_layers_checkpointed_keep_less_than_none_and_more_than_all(lowest: int) -> None:
+    found, sizes = [], []
+    for some in (None, lowest, 0):  # all, some, none
+        model = adapted("llama", ADAPTED)
+        layers = model.get_base_model().config.num_hidden_layers
+        (batch,) = Batches(0, 4, 12, apart=True)(rows())["micro_batches"]
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            fast = accelerate(model, True, lowest=some)
+            fast.loss(batch, torch.ones((), dtype=torch.float64)).backward()
+        found.append(gradients(model))
+        sizes.append(sum(kept))
+    assert sizes[0] <= sizes[1] < sizes[2]
+    assert (sizes[0] == sizes[1]) == (lowest >= layers)
+    for other in found[:2]:
+        for name, gradient in found[2].items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
 @pytest.mark.parametrize("fewest", [1024, 8], ids=["whole", "in parts"])
 def test_checkpointed_bottlenecks_give_the_same_gradients(
     fewest: int, monkeypatch: pytest.MonkeyPatch
