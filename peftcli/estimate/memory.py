@@ -121,7 +121,9 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
     nearly = 1 - 1 / plan.architecture.layers
     last = (_gradients(held, nearly, "of all layers but one"), *_again(widest, wide))
     ended = (_gradients(held, 1.0, "of all layers"), *_embedding_gradient(plan))
-    found = {name: (*backward, *parts) for name, parts in backward_moments(plan, wide).items()}
+    again = plan.checkpointing and plan.lowest is None
+    passing = backward_moments(plan, wide, again=again)
+    found = {name: (*backward, *parts) for name, parts in passing.items()}
     if plan.lowest is not None:
         found |= _highest_again(plan, held, kinds)
     if plan.magnitudes:
@@ -177,7 +179,7 @@ def _highest_again(plan: Plan, held: Weights, kinds: Kinds) -> dict[str, tuple[P
     there = (*inputs, *_again(own, wide), _gradients(held, share, "of the layers above"))
     return {
         f"{name}, computed again": (*there, *parts)
-        for name, parts in backward_moments(plan, wide).items()
+        for name, parts in backward_moments(plan, wide, again=True).items()
     }
 
 

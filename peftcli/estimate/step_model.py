@@ -56,6 +56,12 @@ class StepModel:
     peak_counted: float = 2.0
     """Of `peak_mlp`, what is among the kept bytes already where nothing is computed again."""
     peak_hidden: float = 10.0
+    peak_unread: float = 0.0
+    """Of `peak_hidden` and its like, what a layer that is computed again does not have: its output,
+    where it is not made."""
+    peak_adapter: float = 0.0
+    """Backward pass of the last adapter of a layer that is computed again, per hidden element: its
+    input, the layer's output, and the gradients of both."""
     peak_mlp_dequantise: float = 2.0
     peak_hidden_dequantise: float = 2.0
     """Beside a dequantised weight, in the backward pass of the up-projections."""
@@ -170,6 +176,7 @@ FUSED_LORA = StepModel(
     peak_mlp=2.0,
     peak_counted=0.0,
     peak_hidden=4.0,
+    peak_unread=2.0,
     peak_mlp_dequantise=0.0,
     peak_hidden_dequantise=6.0,
     dequantised=0.0,
@@ -202,6 +209,8 @@ FUSED_BOTTLENECK = replace(
     FUSED_LORA,
     name="fused, bottleneck adapters",
     kept_site=2.0,
+    peak_unread=0.0,
+    peak_adapter=8.0,
     last_again=True,
     adapter_copies=2.0,
     traffic=10.5,
