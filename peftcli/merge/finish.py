@@ -21,7 +21,7 @@ from peftcli.merge.card import model_card
 from peftcli.merge.compute import Rounding
 from peftcli.merge.identity import adapter_digest
 from peftcli.merge.modelfile import write_modelfile
-from peftcli.merge.options import MergeOptions
+from peftcli.merge.options import DENSITY, MergeOptions
 from peftcli.merge.prepare import Prepared
 from peftcli.merge.proof import prove
 from peftcli.merge.result import MergeResult, Precision, Proof, Verification
@@ -193,6 +193,7 @@ def _result(
         adapters=tuple(zip(named, prepared.weights, strict=True)),
         method=prepared.adapters[0].method,
         combine=options.combine if len(named) > 1 else None,
+        density=(options.density or DENSITY) if options.combine != "linear" else None,
         arithmetic="float32" if options.fp32 else "the base's dtype",
         dtypes=dict(dtypes),
         tensors=len(items),

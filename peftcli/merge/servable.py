@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from peftcli.merge.source import AdapterSource
 
@@ -56,12 +55,18 @@ def check_servable(adapter: AdapterSource) -> Servability:
         flags = ("--enable-lora", "--lora-modules", f"{name}={adapter.folder}")
         if allowed is not None and allowed > DEFAULT_RANK:
             flags = (*flags, "--max-lora-rank", str(allowed))
-    return Servability(not reasons, tuple(reasons), rank, flags, tuple(_notes(config)))
+    return Servability(not reasons, tuple(reasons), rank, flags, tuple(_notes(adapter)))
 
 
-def _notes(config: dict[str, Any]) -> list[str]:
+def _notes(adapter: AdapterSource) -> list[str]:
     """What it will not say by itself."""
-    notes = []
+    config, notes = adapter.config, []
+    recipe = adapter.recipe()
+    if recipe is not None and recipe.method.few_bits:
+        notes.append(
+            "it was trained on a base in few bits, and vLLM puts it on the 16-bit one: "
+            "peftcli merge measures how far the two are apart, and its result has no such gap"
+        )
     targets = config.get("target_modules")
     named = targets if isinstance(targets, list) else [str(targets)]
     if any(name.rpartition(".")[2] in ("embed_tokens", "lm_head") for name in named):

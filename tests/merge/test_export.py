@@ -163,6 +163,7 @@ def result() -> MergeResult:
         adapters=(("runs/a", 1.0),),
         method="qlora",
         combine=None,
+        density=None,
         arithmetic="float32",
         dtypes={"bfloat16": 38},
         tensors=38,

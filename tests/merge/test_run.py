@@ -29,6 +29,8 @@ from peftcli.merge.checkpoint import read_safetensors
 from peftcli.merge.options import MergeOptions, WeightedAdapter
 from peftcli.merge.prompts import PLAIN, Prompts
 from peftcli.merge.run import run
+from peftcli.merge.servable import check_servable
+from peftcli.merge.show import show_merge
 from peftcli.merge.source import find_adapter
 from peftcli.merge.verify import Subject, verify
 from peftcli.models import Device, load_base
@@ -173,6 +175,14 @@ def test_after_qlora_the_base_is_the_dequantised_one(
     rest = [name for name in base if name.split(".")[-2] not in LINEARS]
     assert rest
     assert all(torch.equal(merged[name], base[name].float()) for name in rest)
+
+
+def test_vllm_serves_on_another_base_after_qlora(
+    qlora_run: tuple[Path, PreTrainedModel], lora_run: tuple[Path, PreTrainedModel]
+) -> None:
+    told = check_servable(find_adapter(qlora_run[0])).notes
+    assert any("trained on a base in few bits" in note for note in told)
+    assert check_servable(find_adapter(lora_run[0])).notes == ()
 
 
 def test_after_qlora_the_original_base_on_request(
@@ -331,7 +341,9 @@ def test_several_adapters(
         torch.testing.assert_close(found[name], tensor, atol=one_unit, rtol=0)
 
 
-def test_ties_and_dare(make_case: Callable[..., Any], tmp_path: Path) -> None:
+def test_ties_and_dare(
+    make_case: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = LoraConfig(r=4, target_modules=["q_proj"])
     case = make_case("llama", config, dtype=torch.float32)
     folders = adapters(case, tmp_path)[:2]
@@ -346,6 +358,10 @@ def test_ties_and_dare(make_case: Callable[..., Any], tmp_path: Path) -> None:
     expected = base + ties(tasks, weights, 0.4)
     torch.testing.assert_close(case.loaded().state_dict()[name], expected, atol=1e-7, rtol=0)
     assert "nothing serves ties unmerged" in str(result.not_verified)
+    assert (result.combine, result.density) == ("ties", 0.4)
+    assert "(ties, keeping 0.4 of each)" in (case.output / "README.md").read_text()
+    show_merge(result, as_json=False)
+    assert f"0.6 x {folders[0]} + 0.4 x {folders[1]}, ties, keeping 0.4" in capsys.readouterr().out
     for how in ("dare_linear", "dare_ties"):
         merge_all(case, folders, weights.tolist(), combine=how)
         once = case.loaded().state_dict()[name].clone()
