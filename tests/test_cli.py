@@ -58,6 +58,7 @@ def test_the_dry_run_shows_rows_labels_and_plan_and_writes_nothing(
     assert done.returncode == 0, done.stderr
     assert "method.rank: 2  # --set method.rank=2" in done.stdout
     assert "training.learning_rate: 0.0002  # default of lora" in done.stdout
+    assert "data.max_length: 256  # positions of the model; the default is 2048" in done.stdout
     assert f"# {file}:1:1" in done.stdout
     assert "messages rows" in done.stdout
     assert "<|user|>twice" in done.stdout

@@ -71,8 +71,9 @@ def test_long_rows_are_cut_left_out_or_refused(make, tokenizer):
     with pytest.raises(DataError, match="2 rows are longer than max_length 40") as caught:
         make(rows, max_length=40, too_long="error")
     assert "a.jsonl:2: " in caught.value.message
-    with pytest.raises(DataError, match="nothing is left to train on: 1 rows read"):
+    with pytest.raises(DataError, match="nothing is left to train on: 1 rows read") as caught:
         make([rows[2]], max_length=40)
+    assert "1 longer than max_length 40" in caught.value.message
 
 
 def text_of(row, tokenizer):
