@@ -50,6 +50,15 @@ def test_a_run_in_plain_lines_and_as_json(
     assert (quiet.code, quiet.out, capfd.readouterr().out) == (0, "", "")  # native code writes too
 
 
+def test_qlora_on_a_cpu_says_nothing_of_its_libraries(
+    base_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    """bitsandbytes warned that its paged optimizers are plain ones here."""
+    file = recipe(tmp_path, base_model, rows)
+    done = peftcli("train", str(file), "--set", "method=qlora", "--set", "method.rank=2", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_the_dry_run_shows_rows_labels_and_plan_and_writes_nothing(
     base_model: Path, rows: Path, tmp_path: Path
 ) -> None:

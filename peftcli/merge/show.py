@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING
 
 from peftcli.merge.result import MergeResult, size
@@ -42,7 +43,7 @@ def show_servable(answer: Servability, *, as_json: bool) -> None:
         return
     if answer.servable:
         print("vLLM can serve this adapter unmerged:")
-        print("  vllm serve BASE " + " ".join(answer.flags))
+        print("  vllm serve BASE " + shlex.join(answer.flags))
     else:
         print("vLLM cannot serve this adapter unmerged:")
         for reason in answer.reasons:

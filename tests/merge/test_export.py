@@ -123,10 +123,15 @@ def servable(**values: Any) -> Any:
     return check_servable(AdapterSource("a", Path("runs/a"), config, None, None))
 
 
-def test_servable_adapter() -> None:
+def test_servable_adapter(capsys: pytest.CaptureFixture[str]) -> None:
     answer = servable()
     assert answer.servable
     assert answer.flags == ("--enable-lora", "--lora-modules", "a=runs/a")
+    spaced = check_servable(
+        AdapterSource("a", Path("my runs/a"), {"peft_type": "LORA"}, None, None)
+    )
+    show_servable(spaced, as_json=False)
+    assert "--lora-modules 'a=my runs/a'" in capsys.readouterr().out
     wide = servable(rank_pattern={"q_proj": 200})
     assert wide.rank == 200
     assert wide.flags[-2:] == ("--max-lora-rank", "256")
