@@ -378,10 +378,13 @@ def test_planted_pickle(case: Any, tmp_path: Path) -> None:
 
 
 def test_sources_that_are_none(case: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(case.adapter, tmp_path / "nested" / "checkpoint-5")
     for source, match in (
         (tmp_path / "nothing", "no such folder"),
         (case.base, "a whole model, not an adapter"),
-        (tmp_path, "holds neither run.json nor"),
+        (tmp_path / "nested", "no adapter itself; those in it are checkpoint-5"),
+        (tmp_path / "empty", "holds neither run.json nor"),
     ):
         with pytest.raises(UsageError, match=match):
             run(source, MergeOptions(), lambda text: None)
