@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 
+from peftcli.errors import PeftcliError
+from peftcli.merge.refuse import check_config
 from peftcli.merge.source import AdapterSource
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank takes
@@ -32,6 +35,8 @@ class Servability:
     flags: tuple[str, ...]
     """What to give to `vllm serve BASE`."""
     notes: tuple[str, ...]
+    instead: str
+    """What to do where it cannot."""
 
 
 def check_servable(adapter: AdapterSource) -> Servability:
@@ -55,7 +60,17 @@ def check_servable(adapter: AdapterSource) -> Servability:
         flags = ("--enable-lora", "--lora-modules", f"{name}={adapter.folder}")
         if allowed is not None and allowed > DEFAULT_RANK:
             flags = (*flags, "--max-lora-rank", str(allowed))
-    return Servability(not reasons, tuple(reasons), rank, flags, tuple(_notes(adapter)))
+    return Servability(
+        not reasons, tuple(reasons), rank, flags, tuple(_notes(adapter)), _instead(adapter)
+    )
+
+
+def _instead(adapter: AdapterSource) -> str:
+    try:
+        check_config(adapter.name, adapter.config)
+    except PeftcliError as error:
+        return error.hint
+    return f"merge it: peftcli merge {shlex.quote(adapter.name)}"
 
 
 def _notes(adapter: AdapterSource) -> list[str]:

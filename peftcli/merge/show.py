@@ -48,7 +48,7 @@ def show_servable(answer: Servability, *, as_json: bool) -> None:
         print("vLLM cannot serve this adapter unmerged:")
         for reason in answer.reasons:
             print(f"  {reason}")
-        print("merge it instead: peftcli merge RUN")
+        print(answer.instead)
     for note in answer.notes:
         print(f"note: {note}")
 

@@ -148,6 +148,7 @@ def test_servable_adapter(capsys: pytest.CaptureFixture[str]) -> None:
         ({"trainable_token_indices": [1]}, "embedding rows"),
         ({"r": 513}, "rank 513 is above 512"),
         ({"peft_type": "IA3"}, "IA3 adapters are not LoRA"),
+        ({"peft_type": "BOTTLENECK"}, "BOTTLENECK adapters are not LoRA"),
     ],
 )
 def test_adapter_that_vllm_refuses(
@@ -157,7 +158,10 @@ def test_adapter_that_vllm_refuses(
     assert not answer.servable
     assert answer.flags == ()
     show_servable(answer, as_json=False)
-    assert reason in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert reason in printed
+    cannot = values.get("peft_type") == "BOTTLENECK" or "init_lora_weights" in values
+    assert ("merge it: peftcli merge a" in printed) is not cannot
 
 
 def result() -> MergeResult:
