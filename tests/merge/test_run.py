@@ -270,6 +270,15 @@ def test_update_finer_than_the_saved_dtype(make_case: Callable[..., Any]) -> Non
     assert "--save-dtype float32" in result.warnings[0]
 
 
+def test_tokenizer_that_knows_more_than_the_embedding(make_case: Callable[..., Any]) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
+    case = make_case("llama", config)
+    AutoTokenizer.from_pretrained(bundled("bundled:tiny")).save_pretrained(case.adapter)
+    rows = case.load_base().get_input_embeddings().weight.shape[0]
+    result = case.merge(verify=False)
+    assert any(f"knows 2048 tokens and the embedding has {rows} rows" in x for x in result.warnings)
+
+
 def test_untrained_adapter(make_case: Callable[..., Any]) -> None:
     case = make_case("llama", LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     tensors = load_file(case.adapter / "adapter_model.safetensors")
