@@ -143,10 +143,12 @@ def _warnings(known: SplitRows, data: Data) -> list[str]:
             f"{data.max_length}; each piece counts as a row"
         )
     left_out = data.too_long == "drop"
-    if counts["truncated"] or counts["answer_cut"]:
+    if counts["truncated"]:
+        lines.append(f"{counts['truncated']} rows were cut at max_length {data.max_length}")
+    if counts["answer_cut"]:
         lines.append(
-            f"{counts['truncated']} rows were cut at max_length {data.max_length}, and "
-            f"{counts['answer_cut']} more left out, because no answer was left in them"
+            f"{counts['answer_cut']} rows were left out, because no answer was left within "
+            f"max_length {data.max_length}"
         )
     elif counts["too_long"] and left_out:
         lines.append(f"{counts['too_long']} rows longer than max_length were left out")
