@@ -138,7 +138,9 @@ def _floor_seconds(plan: Plan) -> float:
     each = step.floor_seconds + step.floor_magnitudes * plan.magnitudes
     each += step.floor_quantised * bool(weights(plan).elements)
     more = (stream_norms(plan.architecture) + 2) / 4  # Gemma's four norms, and what is around them
-    return each * more * passes(plan) * plan.architecture.layers
+    seconds = each * more * passes(plan) * plan.architecture.layers
+    paged = step.floor_paged * plan.trainable * (plan.optimizer == "paged_adamw_32bit")
+    return seconds + paged / plan.accumulation
 
 
 def passes(plan: Plan) -> float:

@@ -103,6 +103,8 @@ class StepModel:
     floor_seconds: float = 0.0036
     """Per layer and pass: what a CPU needs to start the kernels, however little they do. Between
     two machines with an H100, 2026-11, one of which needed 1.4 times what the other did."""
+    floor_paged: float = 0.0
+    """Per trained value and step, beside that: fetching paged 32-bit states."""
     floor_quantised: float = 0.001
     floor_magnitudes: float = 0.0064
     """What expanding 4-bit weights and DoRA add to that."""
@@ -190,9 +192,10 @@ FUSED_LORA = StepModel(
     in_groups=True,
     traffic=14.0,
     expansion=2.5e12,
-    launch_seconds=0.0,
+    launch_seconds=0.0001,
     floor_seconds=0.0021,
-    floor_quantised=0.001,
+    floor_paged=1.5e-9,
+    floor_quantised=0.0006,
     attention_share=1.0,
 )
 FUSED_FP8 = replace(

@@ -201,7 +201,7 @@ BENCHMARK = [
     ({"name": "lora"}, False, 39.254, 0.482),
     ({"name": "lora", "quantization": "fp8"}, False, 32.819, 0.356),
     ({"name": "qlora"}, False, 29.433, 0.506),
-    ({"name": "lora"}, True, 18.699, 0.689),
+    ({"name": "lora"}, True, 18.542, 0.635),
 ]
 
 
