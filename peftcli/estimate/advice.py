@@ -91,6 +91,8 @@ def _together(recipe: Recipe, plans: Plans, card: Card) -> tuple[Change, ...]:
         now = following.recipe
     for change in list(taken):
         others = [x for x in taken if x is not change]
+        if "name" in change.keys and any(x.section == change.section for x in others):
+            continue  # the other's keys are those of the new method
         if len(taken) > 1 and card.holds(plans(_applied(recipe, others))):
             taken = others
     return tuple(taken)

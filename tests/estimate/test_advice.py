@@ -42,6 +42,7 @@ CASES = [
     (recipe("lora"), "16GB"),
     (recipe({"name": "lora", "use_dora": True, "rank": 64}), "16GB"),
     (recipe("adapter"), "12GB"),
+    (recipe("full", training={"checkpointing": "none"}, data={"max_length": 32_768}), "V100"),
     (recipe("qlora", data={"max_length": 131_072}), "16GB"),
     (recipe("qlora", data={"max_length": 131_072}, training={"checkpointing": "full"}), "24GB"),
     (recipe("lora", training={"micro_batch_size": 16, "batch_size": 16}), "20GB"),
