@@ -128,7 +128,7 @@ def load_base(
                 dtype=DTYPES[device.dtype],
                 quantization_config=quantization,
                 attn_implementation=attention if model.attention == "auto" else model.attention,
-                device_map={"": 0} if device.kind == "cuda" else None,
+                device_map={"": 0 if device.kind == "cuda" else "cpu"},
                 use_safetensors=True,
             )
     except torch.cuda.OutOfMemoryError:

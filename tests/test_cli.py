@@ -50,6 +50,15 @@ def test_a_run_in_plain_lines_and_as_json(
     assert (quiet.code, quiet.out, capfd.readouterr().out) == (0, "", "")  # native code writes too
 
 
+def test_qlora_on_a_cpu_says_nothing_of_its_libraries(
+    base_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    """bitsandbytes warned that its paged optimizers are plain ones here."""
+    file = recipe(tmp_path, base_model, rows)
+    done = peftcli("train", str(file), "--set", "method=qlora", "--set", "method.rank=2", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_the_dry_run_shows_rows_labels_and_plan_and_writes_nothing(
     base_model: Path, rows: Path, tmp_path: Path
 ) -> None:
@@ -58,6 +67,7 @@ def test_the_dry_run_shows_rows_labels_and_plan_and_writes_nothing(
     assert done.returncode == 0, done.stderr
     assert "method.rank: 2  # --set method.rank=2" in done.stdout
     assert "training.learning_rate: 0.0002  # default of lora" in done.stdout
+    assert "data.max_length: 256  # positions of the model; the default is 2048" in done.stdout
     assert f"# {file}:1:1" in done.stdout
     assert "messages rows" in done.stdout
     assert "<|user|>twice" in done.stdout

@@ -22,7 +22,7 @@ LAYERS = (
     ("recipe",),
     ("methods", "data", "rendering", "metrics"),
     ("architecture", "overlap"),
-    ("events", "bundled", "weightfiles", "lock", "fp8", "records"),
+    ("events", "bundled", "weightfiles", "lock", "fp8", "records", "machine"),
     ("untrusted", "privacy", "paths"),
     ("errors", "__init__"),
 )

@@ -45,6 +45,15 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
         open_run(tmp_path / "new", resume=True, overwrite=False)
 
 
+def test_a_run_cannot_be_gone_on_with_and_replaced(tmp_path: Path) -> None:
+    """The run was removed first, and then there was nothing to go on with."""
+    run = finished(tmp_path / "run")
+    with pytest.raises(UsageError, match="--resume and --overwrite") as caught:
+        open_run(run.path, resume=True, overwrite=True)
+    assert "leave --overwrite away" in caught.value.hint
+    assert run.manifest.is_file()
+
+
 def test_a_file_or_a_read_only_place_is_no_output(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="is a file"):

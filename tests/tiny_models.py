@@ -83,11 +83,14 @@ _OWN: dict[str, dict[str, Any]] = {
 _NO_HEAD_DIM = {"falcon"}  # a read-only property there
 
 
-def tiny_config(model_type: str) -> PretrainedConfig:
-    """Return a configuration of two layers of 64 features and a vocabulary of 128 tokens."""
+def tiny_config(model_type: str, **own: Any) -> PretrainedConfig:
+    """Return a configuration of two layers of 64 features and a vocabulary of 128 tokens.
+
+    Keys of `own` take the place of these, except in a model with vision.
+    """
     if model_type == "gemma3":
         return _with_vision(model_type)
-    values = {**_COMMON, **_OWN.get(model_type, {})}
+    values = {**_COMMON, **_OWN.get(model_type, {}), **own}
     if model_type in _NO_HEAD_DIM:
         del values["head_dim"]
     return AutoConfig.for_model(model_type, **values)

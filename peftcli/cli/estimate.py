@@ -39,6 +39,11 @@ def estimate(
     """Tell memory, time and cost of a run before it starts. Reads no weights."""
     from peftcli.estimate.command import Choices, estimate_recipe, of_model
 
+    if model and recipe is not None:
+        raise UsageError(
+            f"estimate: {recipe} and --model {model}: one of the two",
+            f"leave one out; `--set model.name={model}` puts the model into the recipe",
+        )
     loaded = of_model(model, method, overrides) if model else None
     if loaded is None:
         if recipe is None:

@@ -40,7 +40,9 @@ def merge(
         Literal["linear", "ties", "dare_linear", "dare_ties"],
         typer.Option(help="How several adapters become one update."),
     ] = "linear",
-    density: Annotated[float, typer.Option(help="What TIES and DARE keep, as a share.")] = 0.5,
+    density: Annotated[
+        float | None, typer.Option(help="What TIES and DARE keep, as a share; half when absent.")
+    ] = None,
     device: Annotated[
         Literal["cpu", "cuda"], typer.Option(help="Where the products are computed.")
     ] = "cpu",
@@ -64,21 +66,17 @@ def merge(
     """Merge an adapter into its base, exactly, and prove it."""
     from peftcli.errors import UsageError
     from peftcli.merge.ahead import read_ahead
-    from peftcli.merge.options import MergeOptions, parse_adapter
+    from peftcli.merge.options import MergeOptions, check_combination, parse_adapter
     from peftcli.merge.refuse import check_mergeable
 
     further = tuple(parse_adapter(text) for text in adapter or ())
     if source is None and not further:
         raise UsageError("merge: nothing to merge", "name a run folder or an adapter")
-    if export == "vllm-lora":
-        from peftcli.merge.servable import check_servable
-        from peftcli.merge.show import show_servable
-        from peftcli.merge.source import find_adapter
-
-        served = find_adapter(source or further[0].path, offline=offline)
-        show_servable(check_servable(served), as_json=as_json)
-        return
     paths = [*([source] if source else []), *(one.path for one in further)]
+    check_combination(combine, density, len(paths))
+    if export == "vllm-lora":
+        _tell_servable(paths, output, offline=offline, as_json=as_json)
+        return
     found = [check_mergeable(path, offline=offline) for path in paths]
     read_ahead(found[0], base_model)
     with large_imports():
@@ -103,3 +101,22 @@ def merge(
     )
     result = run(source, options, lambda text: print(text, file=sys.stderr))
     show_merge(result, as_json=as_json)
+
+
+def _tell_servable(paths: list[Path], output: Path | None, *, offline: bool, as_json: bool) -> None:
+    from peftcli.errors import UsageError
+    from peftcli.merge.servable import check_servable
+    from peftcli.merge.show import show_servable
+    from peftcli.merge.source import find_adapter
+
+    if output is not None:
+        raise UsageError(
+            "--export vllm-lora: looks at the adapter and writes nothing, so --output has no use",
+            "leave one of the two away",
+        )
+    if len(paths) > 1:
+        raise UsageError(
+            f"--export vllm-lora: looks at one adapter, and {len(paths)} are named",
+            "ask for each in turn; what they make together is served merged",
+        )
+    show_servable(check_servable(find_adapter(paths[0], offline=offline)), as_json=as_json)

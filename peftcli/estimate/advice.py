@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from peftcli.estimate.fit import longest_row, smallest, verdict
-from peftcli.estimate.gpus import Gpu
-from peftcli.estimate.memory import training_peak
+from peftcli.estimate.fit import longest_row, modes, smallest, verdict
+from peftcli.estimate.gpus import GIB, Gpu
+from peftcli.estimate.memory import host_bytes, training_peak
 from peftcli.estimate.plan import Plan
 from peftcli.methods import changed
 from peftcli.recipe.schema import Recipe
@@ -16,6 +16,8 @@ from peftcli.recipe.schema import Recipe
 Plans = Callable[[Recipe], list[Plan]]
 """Every way to run a recipe: the micro-batches and modes that it leaves open."""
 WORTH = 0.01  # of the peak; what saves less is not advice
+
+SLOWER = "30 to 45 % slower"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,8 @@ def _together(recipe: Recipe, plans: Plans, card: Card) -> tuple[Change, ...]:
         now = following.recipe
     for change in list(taken):
         others = [x for x in taken if x is not change]
+        if "name" in change.keys and any(x.section == change.section for x in others):
+            continue  # the other's keys are those of the new method
         if len(taken) > 1 and card.holds(plans(_applied(recipe, others))):
             taken = others
     return tuple(taken)
@@ -118,8 +122,11 @@ def _offers(recipe: Recipe, plans: list[Plan], card: Card) -> Iterator[Offer]:
     if training.micro_batch_size not in ("auto", 1):
         text = "the same result, fewer rows at a time"
         yield "training", {"micro_batch_size": 1}, text
-    if training.checkpointing == "none":
-        yield "training", {"checkpointing": "full"}, "the same result, about 40 % slower"
+    mode = training.checkpointing
+    if mode == "none" or isinstance(mode, int):
+        yield "training", {"checkpointing": "full"}, f"the same result, {SLOWER}"
+    if mode not in ("auto", "offload") and "offload" in modes(plans[0]):
+        yield "training", {"checkpointing": "offload"}, _cost_of_offload(plans)
     if "8bit" not in recipe.optimizer:
         yield "training", {"optimizer": "paged_adamw_8bit"}, "optimizer states in 8 bits"
     for change in thrift:
@@ -128,6 +135,12 @@ def _offers(recipe: Recipe, plans: list[Plan], card: Card) -> Iterator[Offer]:
     length = longest_row(plan, card.gpu, card.reserved) or plan.length // 2
     if 64 <= length < plan.length:
         yield "data", {"max_length": length}, "longer rows are cut or dropped"
+
+
+def _cost_of_offload(plans: list[Plan]) -> str:
+    size = host_bytes(smallest(plans).checkpointed("offload")) / GIB
+    slower = "" if plans[0].checkpointing else f", {SLOWER}"
+    return f"the same result{slower}, and {size:.1f} GiB of host memory for the layers' inputs"
 
 
 def _with(recipe: Recipe, section: str, keys: dict[str, Any]) -> Recipe:

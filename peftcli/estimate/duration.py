@@ -12,12 +12,16 @@ from functools import lru_cache
 
 from peftcli.estimate.gpus import Gpu, Speed
 from peftcli.estimate.layer import first_kept, kept_layers, kept_per_token
+from peftcli.estimate.memory import host_bytes
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.weights import weights
 from peftcli.estimate.widths import stream_norms
 
 BANDWIDTH_SHARE = 1.0
 LOAD_BYTES_PER_SECOND = 1.0e9
+HOST_BYTES_PER_SECOND = 25e9
+"""Between GPU and pinned host memory, each way: PCIe 4.0 x16 as it is usually measured. Not yet
+measured here; cards with eight lanes (RTX 4060 Ti) or PCIe 3.0 (T4) have half of it."""
 SETUP_SECONDS = 30.0  # imports, tokenising, the first step's warm-up
 BANDS: dict[Speed, tuple[float, float]] = {  # of the likely seconds
     "measured": (0.83, 1.2),
@@ -103,13 +107,23 @@ def micro_batch_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
     products, attention = flops_per_token(plan, lengths.packed or computed)
     rate = gpu.tflops * 1e12 * gpu.attained
     bandwidth = gpu.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE
-    again = 1.4 if plan.checkpointing else 1.0
+    again = 1.0 + 0.4 * plan.again / plan.architecture.layers
     moved = again * plan.step.traffic * _kept(plan) / bandwidth
     expanded = passes(plan) * 2.5 * weights(plan).elements / min(bandwidth, plan.step.expansion)
     launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
     saved = _layer_flops(plan) * (1 - 1 / plan.step.products_speed)
     each = (products - saved) / rate + attention / (rate * plan.step.attention_share) + moved
-    return max(tokens * each + expanded + launches, _floor_seconds(plan))
+    seconds = max(tokens * each + expanded + launches, _floor_seconds(plan))
+    return seconds + _waiting(seconds, host_bytes(plan) * tokens / plan.tokens)
+
+
+def _waiting(seconds: float, carried: float) -> float:
+    """What copies to host memory and back, of so many bytes each, take beyond the computation.
+
+    A third of it is the forward pass, beside which they go; they come back beside the rest.
+    """
+    copying = carried / HOST_BYTES_PER_SECOND
+    return max(0.0, copying - seconds / 3) + max(0.0, copying - seconds * 2 / 3)
 
 
 @lru_cache(1024)
@@ -124,12 +138,14 @@ def _floor_seconds(plan: Plan) -> float:
     each = step.floor_seconds + step.floor_magnitudes * plan.magnitudes
     each += step.floor_quantised * bool(weights(plan).elements)
     more = (stream_norms(plan.architecture) + 2) / 4  # Gemma's four norms, and what is around them
-    return each * more * passes(plan) * plan.architecture.layers
+    seconds = each * more * passes(plan) * plan.architecture.layers
+    paged = step.floor_paged * plan.trainable * (plan.optimizer == "paged_adamw_32bit")
+    return seconds + paged / plan.accumulation
 
 
-def passes(plan: Plan) -> int:
+def passes(plan: Plan) -> float:
     """Passes over the layers: forward, again with checkpointing, backward."""
-    return 3 if plan.checkpointing else 2
+    return 2 + plan.again / plan.architecture.layers
 
 
 def flops_per_token(plan: Plan, tokens_per_row: float) -> tuple[float, float]:
@@ -148,7 +164,7 @@ def flops_per_token(plan: Plan, tokens_per_row: float) -> tuple[float, float]:
     span = min(tokens_per_row, architecture.sliding_window or tokens_per_row)
     forward = 2.0 * width * span
     kept = architecture.layers - first_kept(plan)
-    attention = first_kept(plan) + kept * (4.5 if plan.checkpointing else 3.5)
+    attention = first_kept(plan) + kept * 3.5 + _computed_again(plan)
     return float(products), forward * attention
 
 
@@ -171,5 +187,12 @@ def _layer_flops(plan: Plan) -> float:
     body = sum(x.count * x.weights for x in linears)
     body += sum(e.parameters() // e.count * e.active for e in architecture.experts)
     below = first_kept(plan) / architecture.layers
-    each = (6 if plan.trains_base else 4) + (2 if plan.checkpointing else 0)
-    return body * (2 * below + each * (1 - below))
+    passes = body * (2 * below + (6 if plan.trains_base else 4) * (1 - below))
+    if not plan.step.last_again:
+        body -= sum(x.count * x.weights for x in linears if x.suffix == "down_proj")
+    return passes + 2 * body * _computed_again(plan) / architecture.layers
+
+
+def _computed_again(plan: Plan) -> int:
+    """Layers that run forward twice."""
+    return max(0, plan.again - first_kept(plan))

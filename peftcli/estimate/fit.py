@@ -9,7 +9,7 @@ from typing import Literal
 from peftcli.estimate.duration import Lengths, step_seconds
 from peftcli.estimate.gpus import GPUS, Gpu, find_gpu
 from peftcli.estimate.memory import loading_peak, training_peak
-from peftcli.estimate.plan import Plan
+from peftcli.estimate.plan import Mode, Plan
 from peftcli.estimate.weights import weights
 
 Verdict = Literal["fits", "tight", "does not fit"]
@@ -49,7 +49,8 @@ def need(plan: Plan, gpu: Gpu) -> Need:
     high = max(high, DORA_HIGH) if plan.magnitudes else high
     gaps = RESERVED * likely
     if plan.checkpointing:  # blocks of many sizes come and go
-        gaps = max(gaps, RESERVED_AGAIN * peak.passing)
+        share = plan.again / plan.architecture.layers
+        gaps = max(gaps, RESERVED_AGAIN * share * peak.passing)
     reserved = likely + gaps
     return Need(
         allocated=(low * likely, likely, high * likely),
@@ -69,17 +70,20 @@ def verdict(plan: Plan, gpu: Gpu, reserved: float = 0.0) -> Verdict:
     return "tight" if found.allocated[1] + found.context <= room else "does not fit"
 
 
-def candidates(
-    plan: Plan, micro_batch: int | None = None, checkpointing: bool | None = None
-) -> list[Plan]:
-    """The plan with each micro-batch that divides the batch, and with and without checkpointing.
+def candidates(plan: Plan, micro_batch: int | None = None, mode: Mode | None = None) -> list[Plan]:
+    """The plan with each micro-batch that divides the batch, in each mode of checkpointing.
 
-    What the user fixed stays as it is.
+    What the user fixed stays as it is; only fused layers can offload.
     """
     sizes = [n for n in range(1, plan.batch + 1) if plan.batch % n == 0]
     sizes = sizes if micro_batch is None else [micro_batch]
-    modes = (False, True) if checkpointing is None else (checkpointing,)
-    return [replace(plan, micro_batch=n, checkpointing=mode) for n in sizes for mode in modes]
+    plans = [plan.checkpointed(x) for x in ((mode,) if mode else modes(plan))]
+    return [replace(x, micro_batch=n) for n in sizes for x in plans]
+
+
+def modes(plan: Plan) -> tuple[Mode, ...]:
+    """The modes of checkpointing that the plan's layers can run in, the thriftiest last."""
+    return ("none", "full", "offload") if plan.step.in_groups else ("none", "full")
 
 
 def choose(
@@ -87,18 +91,36 @@ def choose(
 ) -> Plan | None:
     """The fastest plan that fits, or None; equally fast ones by the smaller peak.
 
-    Speed is judged by `lengths`; the longest row, which must fit, is the plan's own length.
+    One that takes host memory as well is chosen only where no other fits. Where nothing fits
+    without checkpointing, but could, as few layers as the card asks for are computed again. Speed
+    is judged by `lengths`; the longest row, which must fit, is the plan's own length.
     """
+    plans = list(plans)
     fitting = [plan for plan in plans if verdict(plan, gpu, reserved) == "fits"]
     if not fitting:
         return None
+    fitting = [plan for plan in fitting if not plan.offload] or fitting
     rated = gpu if gpu.tflops else find_gpu("RTX 4090")  # only the order of speeds matters here
 
     def slowness(plan: Plan) -> tuple[float, float]:
         seconds = step_seconds(plan, rated, lengths or Lengths(plan.length, plan.length))
         return round(seconds, 3), training_peak(plan).size
 
-    return min(fitting, key=slowness)
+    best = min(fitting, key=slowness)
+    if best.mode != "full" or not best.step.in_groups or all(x.checkpointing for x in plans):
+        return best
+    fewest = {best, min(fitting, key=lambda plan: plan.micro_batch)}
+    return min((best, *(fewest_again(x, gpu, reserved) for x in fewest)), key=slowness)
+
+
+def fewest_again(plan: Plan, gpu: Gpu, reserved: float = 0.0) -> Plan:
+    """A checkpointed plan that fits, with as few layers checkpointed as fit too."""
+    low, high = 0, plan.again  # which does not fit, and which does
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = verdict(plan.checkpointed(middle), gpu, reserved) == "fits"
+        low, high = (low, middle) if fits else (middle, high)
+    return plan.checkpointed(high)
 
 
 def smallest(plans: Iterable[Plan]) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from peftcli.architecture.config import Linear
 from peftcli.estimate.parts import Part
@@ -21,16 +21,22 @@ class Matrix:
     inputs: int
     outputs: int
     columns: int
+    layers: int
 
     @property
     def stored(self) -> int:
         """Elements of the matrix, from which rows and columns of the update cannot be parted."""
-        return (self.outputs + self.columns) * _rounded(self.inputs + self.columns, STRIDE)
+        return (self.outputs + self.columns) * rounded(self.inputs + self.columns, STRIDE)
 
     @property
     def apart(self) -> int:
         """Elements of the factors where they lie beside a quantised base."""
         return self.columns * (self.inputs + self.outputs)
+
+    def expanded(self, *, lean: bool) -> int:
+        """Elements that are expanded at a time: `lean`, gate and up are one after the other."""
+        one = replace(self, outputs=self.outputs // 2) if lean and self.layers == 2 else self
+        return one.stored
 
 
 def copies_of_factors(plan: Plan) -> float:
@@ -61,10 +67,11 @@ def padding(plan: Plan) -> int:
         return 0
     width = 2 * plan.architecture.intermediate
     ranks = sum(plan.rank_of(x) for x in plan.targets if x.suffix in GROUPS[2])
-    return _rounded(width + _rounded(ranks, COLUMNS), STRIDE) - width
+    return rounded(width + rounded(ranks, COLUMNS), STRIDE) - width
 
 
-def _rounded(size: int, multiple: int) -> int:
+def rounded(size: int, multiple: int) -> int:
+    """The next multiple."""
     return -(-size // multiple) * multiple
 
 
@@ -75,7 +82,7 @@ def _room(plan: Plan) -> tuple[Part, ...]:
         room = max(x.inputs * x.outputs for x in _matrices(plan))
         text = f"{room:,} x 1 B: the largest matrix, by columns"
         return (Part("room for weights turned over", 1.0 * room, text),)
-    room = max(x.stored for x in _matrices(plan))
+    room = max(x.expanded(lean=plan.checkpointing) for x in _matrices(plan))
     text = f"{room:,} x 2 B: the largest matrix"
     return (Part("room for expanded weights", 2.0 * room, text),)
 
@@ -100,4 +107,4 @@ def _matrices(plan: Plan) -> Counter[Matrix]:
 
 def _matrix(members: list[Linear], ranks: int) -> Matrix:
     outputs = sum(x.outputs for x in members)
-    return Matrix(members[0].inputs, outputs, _rounded(ranks, COLUMNS))
+    return Matrix(members[0].inputs, outputs, rounded(ranks, COLUMNS), len(members))

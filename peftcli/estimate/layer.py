@@ -40,6 +40,17 @@ def kept_layers(plan: Plan) -> Kinds:
     )
 
 
+STAY = 2
+"""Layers whose inputs are on the GPU at a time, where they wait in host memory otherwise."""
+
+
+def offloaded_layers(plan: Plan) -> int:
+    """How many layers' inputs are in host memory when the forward pass has ended."""
+    if not plan.offload:
+        return 0
+    return max(0, sum(kind.layers for _, kind in kept_layers(plan)) - STAY)
+
+
 Homes = list[tuple[frozenset[int], tuple[str, ...]]]
 
 

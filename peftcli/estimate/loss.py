@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from peftcli.estimate.groups import rounded
 from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Plan
 
@@ -30,8 +31,11 @@ def loss_parts(plan: Plan) -> tuple[Part, ...]:
 def logits_tile(plan: Plan) -> Part:
     """The logits that a chunked loss holds at a time."""
     step, tokens = plan.step, plan.tokens
-    most = min(2.0 * tokens * plan.architecture.vocab_size, step.tile_bytes)
-    tile = min(most, step.tile_bytes * tokens / step.tile_tokens)
+    word = 2.0 * plan.architecture.vocab_size
+    tile = min(word * tokens, step.tile_bytes, step.tile_bytes * tokens / step.tile_tokens)
+    if step.tile_parts:
+        most = max(64, step.tile_bytes // word // 64 * 64)
+        tile = word * min(tokens, most, max(512, rounded(-(-tokens // step.tile_parts), 64)))
     return Part("logits", tile, f"one tile at a time, at most {step.tile_bytes / 2**20:.0f} MiB")
 
 

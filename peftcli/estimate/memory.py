@@ -12,12 +12,14 @@ from functools import lru_cache
 
 from peftcli.estimate.groups import factors_and_room
 from peftcli.estimate.layer import (
+    STAY,
     Kinds,
     attention_masks,
     before_the_first_adapter,
     kept_layers,
     kept_per_token,
     kept_tensors,
+    offloaded_layers,
 )
 from peftcli.estimate.loss import head_chunks, logits_tile, loss_parts
 from peftcli.estimate.parts import Part
@@ -59,7 +61,11 @@ def training_peak(plan: Plan) -> Peak:
     name = max(found, key=lambda key: sum(part.size for part in found[key]))
     parts = (*static_parts(plan, held), *found[name])
     passing = sum(part.size for part in found[name])
-    return Peak(name, tuple(part for part in parts if part.size), passing, held.paged)
+    peak = Peak(name, tuple(part for part in parts if part.size), passing, held.paged)
+    if not plan.offload:
+        return peak
+    with_all = training_peak(replace(plan, offload=False))  # never less at any moment
+    return min(with_all, peak, key=lambda found: found.size)
 
 
 def loading_peak(plan: Plan) -> float:
@@ -70,6 +76,12 @@ def loading_peak(plan: Plan) -> float:
     if plan.quantization == "fp8":
         return weights(replace(plan, quantization=None)).base()
     return weights(plan).base() + 2.0 * largest_expanded(plan)
+
+
+def host_bytes(plan: Plan) -> float:
+    """Bytes of host memory that the layers' inputs take."""
+    each = plan.step.stream * plan.architecture.hidden_size
+    return offloaded_layers(plan) * plan.tokens * each
 
 
 def static_parts(plan: Plan, held: Weights) -> tuple[Part, ...]:
@@ -103,14 +115,17 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
         forward = (*forward, _gradients(held, 1.0, "of the micro-batches before"))
     cast = (*forward, *_base_copies(plan, forward=True))
     forward = (*forward, *_base_copies(plan))
-    backward = (*forward, *_again(widest, wide))
+    backward = (*forward, *(_again(widest, wide) if plan.lowest is None else ()))
     if plan.accumulation == 1 and plan.checkpointing:
-        share = 1 / plan.architecture.layers
-        backward = (*backward, _gradients(held, share, "of the last layer"), *_head_gradient(plan))
+        backward = (*backward, _first_gradients(plan, held), *_head_gradient(plan))
     nearly = 1 - 1 / plan.architecture.layers
     last = (_gradients(held, nearly, "of all layers but one"), *_again(widest, wide))
     ended = (_gradients(held, 1.0, "of all layers"), *_embedding_gradient(plan))
-    found = {name: (*backward, *parts) for name, parts in backward_moments(plan, wide).items()}
+    again = plan.checkpointing and plan.lowest is None
+    passing = backward_moments(plan, wide, again=again)
+    found = {name: (*backward, *parts) for name, parts in passing.items()}
+    if plan.lowest is not None:
+        found |= _highest_again(plan, held, kinds)
     if plan.magnitudes:
         weighed = magnitudes(plan, wide)
         found["weights of DoRA"] = (*forward, *_again(widest, wide), *weighed)
@@ -132,23 +147,46 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
 
 def _kept(plan: Plan, kinds: Kinds) -> tuple[Part, ...]:
     """What the forward pass leaves for the backward pass."""
-    tokens, step = plan.tokens, plan.step
+    tokens, step, wide = plan.tokens, plan.step, plan.architecture.hidden_size
     rotary = step.rotary * plan.architecture.head_size * tokens + attention_masks(plan)
-    if plan.checkpointing:
-        each = step.stream * plan.architecture.hidden_size
-        layers = sum(kind.layers for _, kind in kinds)
-        text = f"{layers} layers x {tokens:,} tokens x {each:,.0f} B: the layers' inputs only"
-        return (Part("activations", layers * tokens * each + rotary, text),)
-    total = sum(kind.layers * kept_per_token(own, kind) for own, kind in kinds)
-    total -= before_the_first_adapter(*kinds[0])
+    layers = sum(kind.layers_below(plan.again) for _, kind in kinds) - offloaded_layers(plan)
+    inputs = layers * step.stream * wide
+    text = f"{layers} layers x {tokens:,} tokens x {step.stream * wide:,.0f} B"
+    text += ": the layers' inputs only"
+    if plan.checkpointing and plan.lowest is None:
+        return (Part("activations", tokens * inputs + rotary, text),)
+    whole = [(own, kind.above(plan.again)) for own, kind in kinds]
+    whole = [(own, kind) for own, kind in whole if kind.layers]
+    total = inputs + sum(kind.layers * kept_per_token(own, kind) for own, kind in whole)
+    if not plan.again:
+        total -= before_the_first_adapter(*kinds[0])
     text = " + ".join(
-        f"{kind.layers} layers x {tokens:,} tokens x {_named(own, kind)}" for own, kind in kinds
+        [text] * bool(layers)
+        + [f"{kind.layers} layers x {tokens:,} tokens x {_named(own, kind)}" for own, kind in whole]
     )
     parts = [Part("activations", tokens * total + rotary, text)]
     if plan.adapter_bytes == 4 and not plan.trains_base and not step.in_groups:
         copies = plan.trainable * step.adapter_copies
         parts.append(Part("16-bit copies of the adapter", copies, "kept by autocast, 2 B each"))
     return tuple(parts)
+
+
+def _highest_again(plan: Plan, held: Weights, kinds: Kinds) -> dict[str, tuple[Part, ...]]:
+    """The highest layer of those that are computed again; those above it are done."""
+    inputs = _kept(replace(plan, lowest=None), _below(kinds, plan.again))
+    own, wide = max(kinds, key=lambda kind: kept_per_token(*kind))
+    share = 1 - plan.again / plan.architecture.layers
+    there = (*inputs, *_again(own, wide), _gradients(held, share, "of the layers above"))
+    return {
+        f"{name}, computed again": (*there, *parts)
+        for name, parts in backward_moments(plan, wide, again=True).items()
+    }
+
+
+def _below(kinds: Kinds, end: int) -> Kinds:
+    """The kinds of the layers below that one."""
+    found = [(own, replace(x, indices=tuple(i for i in x.indices if i < end))) for own, x in kinds]
+    return tuple((own, kind) for own, kind in found if kind.layers)
 
 
 def _named(plan: Plan, kind: Widths) -> str:
@@ -186,6 +224,17 @@ def _again(plan: Plan, wide: Widths) -> tuple[Part, ...]:
 
 def _gradients(held: Weights, share: float, what: str) -> Part:
     return Part("gradients", held.gradients * share, what)
+
+
+def _first_gradients(plan: Plan, held: Weights) -> Part:
+    """Those beside the inputs of layers, which get fewer as the gradients get more.
+
+    Where inputs wait in host memory there are as many at the second layer as at the last one.
+    """
+    layers = plan.architecture.layers
+    if plan.offload:
+        return _gradients(held, max(1, layers - STAY) / layers, "of all layers but two")
+    return _gradients(held, 1 / layers, "of the last layer")
 
 
 def _end_to_end(plan: Plan, held: Weights) -> tuple[Part, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from peftcli.architecture.shapes import CheckpointQuantization
 from peftcli.estimate.fit import CALIBRATED
 from peftcli.estimate.gpus import FP8_FROM, GIB, Gpu
+from peftcli.estimate.memory import host_bytes
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.result import Rows
 from peftcli.estimate.weights import storage
@@ -27,6 +28,11 @@ def notes_on(recipe: Recipe, plan: Plan, rows: Rows, gpu: Gpu) -> Iterator[str]:
         yield f"{gpu.name} does not multiply in fp8: `train` refuses it there"
     if plan.magnitudes:
         yield "DoRA multiplies each update out in the shape of its weight: slow, and counted"
+    if plan.lowest is not None:
+        whole = plan.architecture.layers
+        yield f"of the {whole} layers the {plan.lowest} lowest are computed again to go backward"
+    if plan.offload:
+        yield f"{host_bytes(plan) / GIB:.1f} GiB of host memory for the layers' inputs"
     if rows.how:
         yield rows.how
     elif rows.longest is None:

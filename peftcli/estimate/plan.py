@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from peftcli.architecture.config import Architecture, Linear
 from peftcli.estimate.step_model import TRL_LORA, StepModel
 
+Mode = Literal["none", "full", "offload"] | int
+"""What a recipe calls the ways of checkpointing; a number is of layers, from the lowest on."""
 Attention = Literal["flash", "masked", "eager"]
 """flash: no mask is built; masked: SDPA with a mask; eager: the score matrix in full."""
 
@@ -50,6 +52,10 @@ class Plan:
     length: int = 2048
     """Tokens of a row as it is computed: the longest row, or the packed length."""
     checkpointing: bool = False
+    offload: bool = False
+    """Checkpointed layers' inputs wait in host memory (peftcli/train/fast/offload.py)."""
+    lowest: int | None = None
+    """How many layers are checkpointed, from the lowest on; None for all, where any is."""
     attention: Attention = "flash"
     padded: bool = False
     """Rows of a micro-batch are padded to the longest, which SDPA needs a mask for."""
@@ -59,11 +65,38 @@ class Plan:
 
     def __hash__(self) -> int:
         """From what tells plans of one run apart; all the layers of a model take longer."""
-        return hash((self.trainable, self.micro_batch, self.length, self.checkpointing, self.batch))
+        return hash((self.trainable, self.micro_batch, self.length, self.again, self.batch))
 
     def rank_of(self, target: Linear) -> int:
         """Width of this target's update."""
         return dict(self.ranks).get(target.name, self.rank)
+
+    @property
+    def mode(self) -> Mode:
+        """What is kept of each layer, in the recipe's words."""
+        if self.offload:
+            return "offload"
+        if self.lowest is not None:
+            return self.lowest
+        return "full" if self.checkpointing else "none"
+
+    def checkpointed(self, mode: Mode) -> Plan:
+        """The plan in that mode; layers that are not fused know none and full only."""
+        fused = self.step.in_groups
+        some = fused and isinstance(mode, int) and mode < self.architecture.layers
+        return replace(
+            self,
+            checkpointing=mode != "none",
+            offload=fused and mode == "offload",
+            lowest=mode if some and isinstance(mode, int) else None,
+        )
+
+    @property
+    def again(self) -> int:
+        """Layers that are computed again to go backward."""
+        if not self.checkpointing:
+            return 0
+        return self.architecture.layers if self.lowest is None else self.lowest
 
     @property
     def tokens(self) -> int:

@@ -6,6 +6,10 @@ Nobody compares them, and a class without `eq` starts faster.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from peftcli.estimate.plan import Mode
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +54,8 @@ class MemoryEstimate:
     states_gib: float
     paged_gib: float
     """Optimizer states that leave the GPU when it is full; not part of the peak."""
+    host_gib: float
+    """Host memory that the layers' inputs take, with `checkpointing: offload`."""
     moment: str
     parts: tuple[MemoryPart, ...]
 
@@ -71,7 +77,7 @@ class Settings:
 
     micro_batch_size: int
     accumulation: int
-    checkpointing: str
+    checkpointing: Mode
     attention: str
     optimizer: str
     tokens_per_row: int
@@ -84,7 +90,9 @@ class Limits:
 
     micro_batch_size: int
     tokens_per_row: int
-    checkpointing: str
+    checkpointing: Mode
+    host_gib: float
+    """Host memory that the longest row takes, with `checkpointing: offload`."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,16 +16,17 @@ from peftcli.estimate.fit import (
     gpus_that_fit,
     largest_micro_batch,
     longest_row,
+    modes,
     need,
     smallest,
     verdict,
 )
 from peftcli.estimate.gpus import GIB, Gpu
 from peftcli.estimate.groups import copies_of_factors
-from peftcli.estimate.memory import loading_peak, training_peak
+from peftcli.estimate.memory import host_bytes, loading_peak, training_peak
 from peftcli.estimate.merging import merge_estimate
 from peftcli.estimate.notes import notes_on
-from peftcli.estimate.plan import Plan
+from peftcli.estimate.plan import Mode, Plan
 from peftcli.estimate.result import (
     Estimate,
     Limits,
@@ -60,7 +61,7 @@ class Question:
         packing = packs(recipe, self.architecture)
         length = row_length(recipe, self.architecture, self.rows, packing)
         base = plan_of(recipe, self.architecture, self.gpu, length=length, packing=packing)
-        return candidates(base, _fixed_micro_batch(recipe), _fixed_checkpointing(recipe))
+        return candidates(base, _fixed_micro_batch(recipe), _fixed_mode(recipe))
 
     def lengths(self, recipe: Recipe, plan: Plan) -> Lengths:
         """The lengths of rows that speed is judged by."""
@@ -136,9 +137,9 @@ def _fixed_micro_batch(recipe: Recipe) -> int | None:
     return None if size == "auto" else size
 
 
-def _fixed_checkpointing(recipe: Recipe) -> bool | None:
+def _fixed_mode(recipe: Recipe) -> Mode | None:
     mode = recipe.training.checkpointing
-    return None if mode == "auto" else mode == "full"
+    return None if mode == "auto" else mode
 
 
 def _memory(plan: Plan, gpu: Gpu, reserved: float) -> MemoryEstimate:
@@ -160,6 +161,7 @@ def _memory(plan: Plan, gpu: Gpu, reserved: float) -> MemoryEstimate:
         adapter_gib=(held.trained + copies_of_factors(plan)) / GIB,
         states_gib=held.states / GIB,
         paged_gib=held.paged / GIB,
+        host_gib=host_bytes(plan) / GIB,
         moment=peak.moment,
         parts=tuple(parts),
     )
@@ -176,7 +178,7 @@ def _settings(plan: Plan, *, packing: bool) -> Settings:
     return Settings(
         micro_batch_size=plan.micro_batch,
         accumulation=plan.accumulation,
-        checkpointing=_mode(plan),
+        checkpointing=plan.mode,
         attention=plan.kernel,
         optimizer=plan.optimizer,
         tokens_per_row=plan.length,
@@ -184,18 +186,15 @@ def _settings(plan: Plan, *, packing: bool) -> Settings:
     )
 
 
-def _mode(plan: Plan) -> str:
-    return "full" if plan.checkpointing else "none"
-
-
 def _limits(recipe: Recipe, plan: Plan, question: Question) -> Limits:
     """The most that fits at the thriftiest that the recipe leaves open."""
-    fixed = _fixed_checkpointing(recipe)
-    thrifty = replace(plan, checkpointing=True if fixed is None else fixed)
+    thrifty = plan.checkpointed(_fixed_mode(recipe) or modes(plan)[-1])
+    length = longest_row(thrifty, question.gpu, question.reserved)
     return Limits(
         micro_batch_size=largest_micro_batch(thrifty, question.gpu, question.reserved),
-        tokens_per_row=longest_row(thrifty, question.gpu, question.reserved),
-        checkpointing=_mode(thrifty),
+        tokens_per_row=length,
+        checkpointing=thrifty.mode,
+        host_gib=host_bytes(replace(thrifty, micro_batch=1, length=length)) / GIB,
     )
 
 

@@ -7,7 +7,7 @@ from textwrap import indent
 
 from peftcli.estimate.gpus import Gpu
 from peftcli.estimate.prices import prices
-from peftcli.estimate.result import Estimate, MemoryEstimate, TimeEstimate
+from peftcli.estimate.result import Estimate, MemoryEstimate, Settings, TimeEstimate
 
 Rows = Sequence[Sequence[str]]
 SPEED = {
@@ -32,9 +32,10 @@ def show_estimate(estimate: Estimate, *, explain: bool) -> None:
     )
     if estimate.limits is not None:
         most = estimate.limits
+        host = f", and {most.host_gib:.0f} GiB of host memory" if most.host_gib else ""
         print(
             f"  at most {most.micro_batch_size:,} of these rows at a time, or one row of "
-            f"{most.tokens_per_row:,} tokens, with checkpointing {most.checkpointing}"
+            f"{most.tokens_per_row:,} tokens, with checkpointing {most.checkpointing}{host}"
         )
     if estimate.time is not None:
         print(f"  {_run(estimate.time)}{_price(estimate)}{SPEED[estimate.time.speed]}")
@@ -82,7 +83,7 @@ def show_gpus(estimates: Sequence[Estimate]) -> None:
             item.gpu,
             item.verdict,
             str(item.settings.micro_batch_size),
-            item.settings.checkpointing,
+            str(item.settings.checkpointing),
             f"{item.memory.likely_gib:.1f}",
             f"{item.memory.needed_gib:.1f}",
             f"{item.time.step_seconds:.2f}" if item.time else "?",
@@ -106,7 +107,7 @@ def show_methods(
     head = ("method", "trained", "file", "verdict", "peak GiB", "s/step", "time", "cheapest card")
     rows = [
         (
-            name,
+            name + _other_mode(item, first),
             f"{item.trainable:,}",
             _size(item),
             item.verdict,
@@ -118,6 +119,12 @@ def show_methods(
         for name, item in estimates
     ]
     print(table(head, rows))
+
+
+def _other_mode(item: Estimate, first: Settings) -> str:
+    """What a method does otherwise than the first: plain layers cannot offload."""
+    mode = item.settings.checkpointing
+    return "" if mode == first.checkpointing else f" (checkpointing {mode})"
 
 
 def table(head: Sequence[str], rows: Rows) -> str:

@@ -56,6 +56,12 @@ class StepModel:
     peak_counted: float = 2.0
     """Of `peak_mlp`, what is among the kept bytes already where nothing is computed again."""
     peak_hidden: float = 10.0
+    peak_unread: float = 0.0
+    """Of `peak_hidden` and its like, what a layer that is computed again does not have: its output,
+    where it is not made."""
+    peak_adapter: float = 0.0
+    """Backward pass of the last adapter of a layer that is computed again, per hidden element: its
+    input, the layer's output, and the gradients of both."""
     peak_mlp_dequantise: float = 2.0
     peak_hidden_dequantise: float = 2.0
     """Beside a dequantised weight, in the backward pass of the up-projections."""
@@ -66,6 +72,13 @@ class StepModel:
     tile_bytes: float = 256 * 2**20
     """Largest tile of logits of a chunked loss, in bytes."""
     tile_tokens: int = 4096
+    tile_parts: int = 0
+    """Where logits are made for so many parts of the tokens at least, of 512 or more."""
+    mlp_parts: tuple[int, int] | None = None
+    """Fewest and most tokens of a checkpointed layer's MLP at a time, which are half of all
+    between the two (peftcli/train/fast/blocks.py); None where they are all."""
+    last_again: bool = True
+    """Whether a layer that is computed again makes its output too, which nobody reads."""
     head_chunk: int = 32768
     """Rows of a float32 head that a chunked loss has in 16 bits at a time."""
     loss_hidden: float = 16.0
@@ -90,6 +103,8 @@ class StepModel:
     floor_seconds: float = 0.0036
     """Per layer and pass: what a CPU needs to start the kernels, however little they do. Between
     two machines with an H100, 2026-11, one of which needed 1.4 times what the other did."""
+    floor_paged: float = 0.0
+    """Per trained value and step, beside that: fetching paged 32-bit states."""
     floor_quantised: float = 0.001
     floor_magnitudes: float = 0.0064
     """What expanding 4-bit weights and DoRA add to that."""
@@ -163,19 +178,24 @@ FUSED_LORA = StepModel(
     peak_mlp=2.0,
     peak_counted=0.0,
     peak_hidden=4.0,
+    peak_unread=2.0,
     peak_mlp_dequantise=0.0,
     peak_hidden_dequantise=6.0,
     dequantised=0.0,
     tile_tokens=1,
+    tile_parts=4,
+    mlp_parts=(1024, 4096),
+    last_again=False,
     loss_hidden=6.0,
     head_again=0.0,
     adapter_copies=0.0,
     in_groups=True,
     traffic=14.0,
     expansion=2.5e12,
-    launch_seconds=0.0,
+    launch_seconds=0.0001,
     floor_seconds=0.0021,
-    floor_quantised=0.001,
+    floor_paged=1.5e-9,
+    floor_quantised=0.0006,
     attention_share=1.0,
 )
 FUSED_FP8 = replace(
@@ -183,6 +203,7 @@ FUSED_FP8 = replace(
     name="fused, LoRA on a base in fp8",
     peak_mlp=4.0,
     peak_hidden=6.0,
+    mlp_parts=None,
     products_speed=1.7,
     floor_seconds=0.0025,
     floor_quantised=0.0,
@@ -191,6 +212,9 @@ FUSED_BOTTLENECK = replace(
     FUSED_LORA,
     name="fused, bottleneck adapters",
     kept_site=2.0,
+    peak_unread=0.0,
+    peak_adapter=8.0,
+    last_again=True,
     adapter_copies=2.0,
     traffic=10.5,
 )

@@ -10,21 +10,36 @@ from peftcli.estimate.weights import largest_expanded
 from peftcli.estimate.widths import WRITERS, Widths
 
 
-def backward_moments(plan: Plan, wide: Widths) -> dict[str, tuple[Part, ...]]:
-    """Temporaries of the backward pass of the widest layer, by moment."""
-    return {
-        "backward of the feed-forward block": (_mlp(plan, wide),),
-        "backward of the up-projections": expanded(plan, wide, 0.0),
+def backward_moments(plan: Plan, wide: Widths, *, again: bool) -> dict[str, tuple[Part, ...]]:
+    """Temporaries of the backward pass of the widest layer, by moment; `again` if it runs twice."""
+    unread = plan.step.peak_unread if again else 0.0
+    found = {
+        "backward of the feed-forward block": (_mlp(plan, wide, unread),),
+        "backward of the up-projections": expanded(plan, wide, -unread),
     }
+    if again and plan.step.peak_adapter:
+        each = plan.step.peak_adapter * wide.hidden + 4 * plan.bottleneck
+        text = f"{plan.tokens:,} tokens x {each:,.0f} B: what goes in and out, and its gradients"
+        found["backward of the last adapter"] = (Part("temporaries", plan.tokens * each, text),)
+    return found
 
 
-def _mlp(plan: Plan, wide: Widths) -> Part:
+def _mlp(plan: Plan, wide: Widths, unread: float) -> Part:
     step = plan.step
-    each = step.peak_mlp * wide.intermediate + step.peak_hidden * wide.hidden
+    share = mlp_tokens(plan) / plan.tokens
+    each = share * step.peak_mlp * wide.intermediate + (step.peak_hidden - unread) * wide.hidden
     if not plan.checkpointing:
         each = max(0.0, each - step.peak_counted * wide.intermediate)
     text = f"{plan.tokens:,} tokens x {each:,.0f} B in the backward pass of the last layer"
     return Part("temporaries", plan.tokens * each, text)
+
+
+def mlp_tokens(plan: Plan) -> int:
+    """Tokens whose inner activations an MLP has at a time."""
+    if not plan.checkpointing or plan.step.mlp_parts is None:
+        return plan.tokens
+    fewest, most = plan.step.mlp_parts
+    return min(plan.tokens, max(fewest, min(-(-plan.tokens // 2), most)))
 
 
 def expanded(plan: Plan, wide: Widths, more_hidden: float) -> tuple[Part, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from peftcli.architecture.config import Architecture, Linear
@@ -28,6 +28,14 @@ class Widths:
     @property
     def layers(self) -> int:
         return len(self.indices)
+
+    def layers_below(self, end: int) -> int:
+        """How many of them lie below that layer of the model."""
+        return sum(i < end for i in self.indices)
+
+    def above(self, start: int) -> Widths:
+        """Those from that layer of the model on."""
+        return replace(self, indices=tuple(i for i in self.indices if i >= start))
 
 
 @lru_cache(64)

@@ -55,7 +55,8 @@ def _adapters(result: MergeResult) -> str:
     if len(result.adapters) == 1 and result.adapters[0][1] == 1:
         return f"the adapter `{result.adapters[0][0]}`"
     named = [f"`{name}` at weight {weight:g}" for name, weight in result.adapters]
-    how = f" ({result.combine})" if result.combine else ""
+    kept = f", keeping {result.density:g} of each" if result.density else ""
+    how = f" ({result.combine}{kept})" if result.combine else ""
     return f"the adapters {', '.join(named)}{how}"
 
 

@@ -6,22 +6,24 @@ import json
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from peftcli import __version__
 from peftcli.errors import ResourceError
 from peftcli.estimate.merging import comparing_bytes
 from peftcli.fingerprint import fingerprint
+from peftcli.machine import free_host_memory
 from peftcli.merge.bring import bring_files, complete_stops, write_config
 from peftcli.merge.card import model_card
 from peftcli.merge.compute import Rounding
 from peftcli.merge.identity import adapter_digest
 from peftcli.merge.modelfile import write_modelfile
-from peftcli.merge.options import MergeOptions
+from peftcli.merge.options import DENSITY, MergeOptions
 from peftcli.merge.prepare import Prepared
 from peftcli.merge.proof import prove
 from peftcli.merge.result import MergeResult, Precision, Proof, Verification
@@ -47,13 +49,15 @@ def finish(
     adapter = prepared.adapters[0].source
     write_config(prepared.config, prepared.base, prepared.plan, prepared.save_dtype, staging)
     bring_files(prepared.base, adapter, staging)
-    stops = complete_stops(staging, _end_of_text(staging))
+    tokenizer = _tokenizer(staging)
+    stops = complete_stops(staging, _end_of_text(tokenizer))
     proof = None if options.verify is False else _prove(prepared, staging, tell)
     checked, not_checked = _verification(prepared, options, staging, tell)
     exported = _export(options, staging, stops)
     result = _result(
         prepared, options, output, rounding, proof, checked, not_checked, exported, started
     )
+    result = replace(result, warnings=(*result.warnings, *_too_many_tokens(tokenizer, prepared)))
     (staging / "README.md").write_text(model_card(result, prepared.base, adapter), encoding="utf-8")
     report = result.to_dict() | {
         "peftcli": __version__,
@@ -133,13 +137,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can be used on the device: of the GPU, or of the machine and its limits."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    values = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines)}
-    free = values["MemAvailable"] * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and limit.read_text(encoding="ascii").strip().isdecimal():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
-    return free
+    return free_host_memory()
 
 
 def _narrowest(prepared: Prepared) -> torch.dtype:
@@ -157,13 +155,32 @@ def _vocabulary(prepared: Prepared) -> int:
     return min([*counts, prepared.vocabulary]) if not prepared.plan.vocabulary else min(counts)
 
 
-def _end_of_text(staging: Path) -> int | None:
+def _tokenizer(staging: Path) -> PreTrainedTokenizerBase | None:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(staging), trust_remote_code=False)
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(staging), trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError):
         return None
-    token = tokenizer.eos_token_id
+    return found
+
+
+def _end_of_text(tokenizer: PreTrainedTokenizerBase | None) -> int | None:
+    token = tokenizer.eos_token_id if tokenizer is not None else None
     return token if isinstance(token, int) else None
+
+
+def _too_many_tokens(
+    tokenizer: PreTrainedTokenizerBase | None, prepared: Prepared
+) -> Iterator[str]:
+    """Tokens that were added while the embedding was not resized, or not saved with the adapter."""
+    rows = prepared.plan.vocabulary[1] if prepared.plan.vocabulary else prepared.vocabulary
+    if tokenizer is not None and len(tokenizer) > rows:
+        yield (
+            f"the tokenizer knows {len(tokenizer)} tokens and the embedding has {rows} rows: text "
+            "with the others fails; use the tokenizer of the base, or save the adapter with its "
+            "grown embedding"
+        )
 
 
 def _export(options: MergeOptions, staging: Path, stops: list[int]) -> tuple[str, ...]:
@@ -193,6 +210,7 @@ def _result(
         adapters=tuple(zip(named, prepared.weights, strict=True)),
         method=prepared.adapters[0].method,
         combine=options.combine if len(named) > 1 else None,
+        density=(options.density or DENSITY) if options.combine != "linear" else None,
         arithmetic="float32" if options.fp32 else "the base's dtype",
         dtypes=dict(dtypes),
         tensors=len(items),

@@ -39,6 +39,7 @@ def check_output(
                 f"--output {output}: is, holds or lies in {folder}, which is read",
                 "name another folder",
             )
+    _check_replaceable(output, target)
     if not output.exists():
         return
     if not output.is_dir():
@@ -48,6 +49,21 @@ def check_output(
         raise UsageError(f"--output {output}: holds files of something else", "name a new folder")
     if filled and not overwrite:
         raise UsageError(f"--output {output}: holds a merged model", "--overwrite replaces it")
+
+
+def _check_replaceable(output: Path, target: Path) -> None:
+    """A merge is made beside its place and takes it by one rename, which some places forbid."""
+    here = Path.cwd()
+    if target == here or target in here.parents:
+        raise UsageError(
+            f"--output {output}: is or holds the folder you are in, and is put in place as a whole",
+            f"name a folder in it: --output {output / 'merged'}",
+        )
+    if target.is_mount():
+        raise UsageError(
+            f"--output {output}: is a mount point, and a merge is put in place as a whole",
+            f"name a folder in it: --output {output / 'merged'}",
+        )
 
 
 def adapter_digest(folder: Path) -> str:

@@ -13,6 +13,7 @@ BaseKind = Literal["dequantized", "original"]
 Combine = Literal["linear", "ties", "dare_linear", "dare_ties"]
 Device = Literal["cpu", "cuda"]
 Export = Literal["ollama", "vllm-lora"]
+DENSITY = 0.5
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class MergeOptions:
     """Further adapters on the same base."""
     combine: Combine = "linear"
     """How several updates become one."""
-    density: float = 0.5
-    """The share of each update that TIES and DARE keep."""
+    density: float | None = None
+    """The share of each update that TIES and DARE keep; DENSITY when absent."""
     device: Device = "cpu"
     verify: bool | None = None
     """Compare with base + adapter before publishing; where memory allows when absent."""
@@ -51,6 +52,26 @@ class MergeOptions:
     export: Export | None = None
     overwrite: bool = False
     offline: bool = False
+
+
+def check_combination(combine: Combine, density: float | None, count: int) -> None:
+    """Raise UsageError for a way of joining that `count` adapters cannot have, or no effect."""
+    if combine == "linear" and density is not None:
+        raise UsageError(
+            "--density: is for TIES and DARE, and a linear merge keeps all of each update",
+            "leave it away, or choose --combine ties, dare_linear or dare_ties",
+        )
+    if combine != "linear" and count == 1:
+        raise UsageError(
+            f"--combine {combine}: joins several adapters, and one is named; it would only lose "
+            "a part of its update",
+            "leave it away, or name further adapters: --adapter PATH:WEIGHT",
+        )
+    if density is not None and not 0 < density <= 1:
+        raise UsageError(
+            f"--density {density:g}: is a share of each update",
+            "write a number above 0, at most 1",
+        )
 
 
 def parse_adapter(text: str) -> WeightedAdapter:

@@ -18,12 +18,21 @@ from peftcli.merge.choice import Choice, choose_base
 from peftcli.merge.combine import combined
 from peftcli.merge.compute import Arithmetic
 from peftcli.merge.identity import check_belongs
-from peftcli.merge.options import MergeOptions, WeightedAdapter
+from peftcli.merge.options import DENSITY, MergeOptions, WeightedAdapter, check_combination
 from peftcli.merge.plan import Changes, Plan, make_plan
 from peftcli.merge.quantized import Quantization
 from peftcli.merge.refuse import check_mergeable
 from peftcli.merge.result import BaseUsed
-from peftcli.merge.skeleton import Place, Unknown, check_shapes, places, skeleton
+from peftcli.merge.skeleton import (
+    Place,
+    Unknown,
+    check_shapes,
+    input_embedding,
+    is_tied,
+    output_embedding,
+    places,
+    skeleton,
+)
 from peftcli.merge.source import AdapterSource
 from peftcli.models import DTYPES, LOAD_ERRORS
 from peftcli.untrusted import custom_code
@@ -68,6 +77,7 @@ def locate(named: Sequence[WeightedAdapter], options: MergeOptions) -> Inputs:
     """The adapters, each of a kind that merges, and the base of the first."""
     if not named:
         raise UsageError("nothing to merge", "name a run folder, or adapters with --adapter")
+    check_combination(options.combine, options.density, len(named))
     sources = [check_mergeable(one.path, offline=options.offline) for one in named]
     base = find_base(
         sources[0], options.base_model, offline=options.offline, pickle=options.allow_pickle
@@ -90,14 +100,15 @@ def prepare(inputs: Inputs, options: MergeOptions, tell: Tell) -> Prepared:
     check_shapes(model, stored, found)
     device = _device(options)
     adapters = _load(inputs, config, options, device)
-    changes = combined(adapters, inputs.weights, options.combine, options.density)
+    density = DENSITY if options.density is None else options.density
+    changes = combined(adapters, inputs.weights, options.combine, density)
     save_dtype = DTYPES[options.save_dtype] if options.save_dtype else None
     rounds = choice.quantization if choice.kind == "dequantized" else None
     plan = make_plan(
         model,
         stored,
         found,
-        _without_base_values(changes, stored, found),
+        _without_base_values(changes, stored, found, model),
         save_dtype=save_dtype,
         quantized=rounds.parameters(config) if rounds else {},
     )
@@ -172,9 +183,15 @@ def _used(base: Base, choice: Choice, plan: Plan) -> BaseUsed:
     )
 
 
-def _without_base_values(changes: Changes, stored: Mapping[str, Stored], found: Places) -> Changes:
+def _without_base_values(
+    changes: Changes, stored: Mapping[str, Stored], found: Places, model: PreTrainedModel
+) -> Changes:
     """Leave out embeddings that came with the adapter and are the base's own."""
     names = {place.parameter: name for name, place in found.items() if isinstance(place, Place)}
+    if is_tied(model):  # the files hold one of the two
+        both = [f"{module(model)}.weight" for module in (input_embedding, output_embedding)]
+        held = next((names[parameter] for parameter in both if parameter in names), None)
+        names |= {parameter: held for parameter in both if held and parameter not in names}
     carried = {}
     for parameter, update in changes.carried.items():
         name, value = names.get(parameter), update.content[0]

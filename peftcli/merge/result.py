@@ -90,6 +90,9 @@ class MergeResult:
     adapters: tuple[tuple[str, float], ...]
     method: str
     combine: str | None
+    """How several adapters were joined; None for one."""
+    density: float | None
+    """The share of each update that TIES and DARE kept."""
     arithmetic: str
     dtypes: dict[str, int]
     """Saved dtype -> number of tensors."""

@@ -46,6 +46,7 @@ def run(source: Path | None, options: MergeOptions, tell: Tell) -> MergeResult:
     inputs = locate((*named, *options.adapters), options)
     output = options.output or _default_output(inputs.sources[0])
     check_output(output, inputs.sources, inputs.base, overwrite=options.overwrite)
+    output = output.resolve() if output.is_symlink() else output  # the link stays
     _check_export(inputs, options)
     with single_threaded():
         prepared = prepare(inputs, options, tell)

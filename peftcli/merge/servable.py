@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
-from typing import Any
 
+from peftcli.errors import PeftcliError
+from peftcli.merge.refuse import check_config
 from peftcli.merge.source import AdapterSource
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values that --max-lora-rank takes
@@ -33,6 +35,8 @@ class Servability:
     flags: tuple[str, ...]
     """What to give to `vllm serve BASE`."""
     notes: tuple[str, ...]
+    instead: str
+    """What to do where it cannot."""
 
 
 def check_servable(adapter: AdapterSource) -> Servability:
@@ -56,12 +60,28 @@ def check_servable(adapter: AdapterSource) -> Servability:
         flags = ("--enable-lora", "--lora-modules", f"{name}={adapter.folder}")
         if allowed is not None and allowed > DEFAULT_RANK:
             flags = (*flags, "--max-lora-rank", str(allowed))
-    return Servability(not reasons, tuple(reasons), rank, flags, tuple(_notes(config)))
+    return Servability(
+        not reasons, tuple(reasons), rank, flags, tuple(_notes(adapter)), _instead(adapter)
+    )
 
 
-def _notes(config: dict[str, Any]) -> list[str]:
+def _instead(adapter: AdapterSource) -> str:
+    try:
+        check_config(adapter.name, adapter.config)
+    except PeftcliError as error:
+        return error.hint
+    return f"merge it: peftcli merge {shlex.quote(adapter.name)}"
+
+
+def _notes(adapter: AdapterSource) -> list[str]:
     """What it will not say by itself."""
-    notes = []
+    config, notes = adapter.config, []
+    recipe = adapter.recipe()
+    if recipe is not None and recipe.method.few_bits:
+        notes.append(
+            "it was trained on a base in few bits, and vLLM puts it on the 16-bit one: "
+            "peftcli merge measures how far the two are apart, and its result has no such gap"
+        )
     targets = config.get("target_modules")
     named = targets if isinstance(targets, list) else [str(targets)]
     if any(name.rpartition(".")[2] in ("embed_tokens", "lm_head") for name in named):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING
 
 from peftcli.merge.result import MergeResult, size
@@ -42,12 +43,12 @@ def show_servable(answer: Servability, *, as_json: bool) -> None:
         return
     if answer.servable:
         print("vLLM can serve this adapter unmerged:")
-        print("  vllm serve BASE " + " ".join(answer.flags))
+        print("  vllm serve BASE " + shlex.join(answer.flags))
     else:
         print("vLLM cannot serve this adapter unmerged:")
         for reason in answer.reasons:
             print(f"  {reason}")
-        print("merge it instead: peftcli merge RUN")
+        print(answer.instead)
     for note in answer.notes:
         print(f"note: {note}")
 
@@ -60,10 +61,15 @@ def _facts(result: MergeResult) -> list[str]:
         f"rounding    {precision.lost_share:.1%} of these weights kept their old value; "
         f"error {precision.relative_error:.2%} of the update",
     ]
+    if result.combine:
+        named = " + ".join(f"{weight:g} x {name}" for name, weight in result.adapters)
+        part = f", keeping {result.density:g} of each" if result.density else ""
+        lines.insert(1, f"adapters    {named}, {result.combine}{part}")
     if base.tensors_dequantized:
-        count = base.tensors_dequantized
         bits = "8 bits" if base.quantization == "fp8" else "4 bits"
-        lines.append(f"{bits}      {count} tensors rounded to {base.quantization} first")
+        lines.append(
+            f"{bits}      {base.tensors_dequantized} tensors rounded to {base.quantization} first"
+        )
     if result.untied:
         lines.append("embeddings  untied: embedding and output head differ now")
     if result.vocabulary is not None:

@@ -16,6 +16,7 @@ from peftcli.untrusted import read_object
 CONFIG = "adapter_config.json"
 MERGE_REPORT = "merge.json"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+SHOWN = 5  # adapters that are named
 ADAPTER_FILES = ("adapter_*", "*.json", "*.jinja", "*.model", "*.txt", "README.md")
 
 
@@ -101,6 +102,9 @@ def _what_it_is(folder: Path) -> str:
         return "a merged model, not an adapter"
     if (folder / "config.json").is_file():
         return "a whole model, not an adapter"
+    inside = sorted(config.parent.name for config in folder.glob(f"*/{CONFIG}"))
+    if inside:
+        return f"no adapter itself; those in it are {', '.join(inside[:SHOWN])}"
     return f"holds neither run.json nor {CONFIG}"
 
 

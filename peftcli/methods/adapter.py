@@ -85,6 +85,10 @@ class Adapter(Method, QuantizedBase):
     def optimizer(self) -> str:
         return "adamw_torch_fused" if self.quantization is None else "paged_adamw_32bit"
 
+    @property
+    def few_bits(self) -> bool:
+        return self.quantization is not None
+
     def quantization_config(self, dtype: str) -> BitsAndBytesConfig | None:
         if self.quantization is None:
             return None

@@ -119,6 +119,11 @@ class Method(Section):
         """Whether the untrained adapter takes its start from the training rows (EVA)."""
         return False
 
+    @property
+    def few_bits(self) -> bool:
+        """Whether the run computes with a base that is rounded to 4 or 8 bits."""
+        return self.frozen_in_fp8
+
     def weights_dtype(self, dtype: str) -> str:
         """The dtype the base's weights are held in, where the run computes in `dtype`."""
         return dtype

@@ -27,6 +27,10 @@ class Qlora(LowRank, QuantizedBase):
     quantization: Quantization = "nf4"
     """The 4-bit number format of the frozen base; nf4 loses less on normal weights."""
 
+    @property
+    def few_bits(self) -> bool:
+        return True
+
     def quantization_config(self, dtype: str) -> BitsAndBytesConfig:
         return bitsandbytes_config(self.quantization, self, dtype)
 

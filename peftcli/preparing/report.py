@@ -33,7 +33,7 @@ def refuse(rows: Mapping[str, SplitRows], data: Data) -> None:
             )
         if not len(known.lengths):
             raise DataError(
-                f"data.{split}: nothing is left to train on: {_reasons(known)}",
+                f"data.{split}: nothing is left to train on: {_reasons(known, data.max_length)}",
                 "look at the rows, `data.max_length` and `data.train_on`",
             )
 
@@ -113,11 +113,11 @@ def _listed(what: str, lines: Sequence[str]) -> str:
     return f"{what}{first}:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def _reasons(known: SplitRows) -> str:
+def _reasons(known: SplitRows, max_length: int) -> str:
     names = {
         "read": "rows read",
         "bad": "bad",
-        "too_long": "longer than max_length",
+        "too_long": f"longer than max_length {max_length}",
         "answer_cut": "whose answers lie beyond max_length",
         "untrained": "without an answer to train on",
     }
@@ -143,10 +143,12 @@ def _warnings(known: SplitRows, data: Data) -> list[str]:
             f"{data.max_length}; each piece counts as a row"
         )
     left_out = data.too_long == "drop"
-    if counts["truncated"] or counts["answer_cut"]:
+    if counts["truncated"]:
+        lines.append(f"{counts['truncated']} rows were cut at max_length {data.max_length}")
+    if counts["answer_cut"]:
         lines.append(
-            f"{counts['truncated']} rows were cut at max_length {data.max_length}, and "
-            f"{counts['answer_cut']} more left out, because no answer was left in them"
+            f"{counts['answer_cut']} rows were left out, because no answer was left within "
+            f"max_length {data.max_length}"
         )
     elif counts["too_long"] and left_out:
         lines.append(f"{counts['too_long']} rows longer than max_length were left out")

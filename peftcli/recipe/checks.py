@@ -54,6 +54,9 @@ def check_architecture(loaded: LoadedRecipe, architecture: Architecture) -> None
     ]
     if loaded.recipe.method.frozen_in_fp8:
         found += fp8_problems(architecture)
+    what = loaded.recipe.training.asks_for_fused_layers
+    if what and not found:
+        found += checkpointing_problems(what, loaded.recipe, architecture)
     reason = UNPACKABLE.get(architecture.model_type)
     if loaded.recipe.training.packing is True and reason:
         text = f"{architecture.model_type} models cannot be packed: {reason}; write `false`"
@@ -77,6 +80,22 @@ def fp8_problems(architecture: Architecture) -> list[tuple[Path, str]]:
     if architecture.quantization is not None:
         stored = architecture.quantization.method
         return [(key, f"this checkpoint is stored in {stored}; name the 16-bit one")]
+    return []
+
+
+def checkpointing_problems(
+    what: str, recipe: Recipe, architecture: Architecture
+) -> list[tuple[Path, str]]:
+    """Why a way of checkpointing that only fused layers have cannot be had."""
+    key = ("training", "checkpointing")
+    if architecture.model_type not in FUSED:
+        return [(key, f"{what} runs on {', '.join(sorted(FUSED))} models; write `full`")]
+    if architecture.quantization is not None:
+        stored = architecture.quantization.method
+        return [(key, f"{what} needs a 16-bit checkpoint, and this is {stored}; write `full`")]
+    if not recipe.method.footprint(architecture).fusible:
+        text = f"{what} runs on fused layers, which leave out what {recipe.method.name} does here"
+        return [(key, f"{text}; write `full`")]
     return []
 
 

@@ -62,14 +62,17 @@ class Recipe(Section):
         if gates and gates.max_merge_drift is not None and not self.method.mergeable:
             text = f"nothing is merged after `{self.method.name}`; remove it"
             found.append((("evaluation", "gates", "max_merge_drift"), text))
-        refuse_conflicts([*found, *self._against_fp8()])
+        refuse_conflicts([*found, *self._against_fused_layers()])
         return self
 
-    def _against_fp8(self) -> list[tuple[tuple[str, ...], str]]:
-        """Keys that keep the fused layers away, where the base is to be in fp8."""
-        if not self.method.frozen_in_fp8:
+    def _against_fused_layers(self) -> list[tuple[tuple[str, ...], str]]:
+        """Keys that keep the fused layers away, where something needs those."""
+        if self.method.frozen_in_fp8:
+            needs = "`method.quantization: fp8` needs"
+        elif self.training.asks_for_fused_layers:
+            needs = f"`training.checkpointing: {self.training.checkpointing}` needs"
+        else:
             return []
-        needs = "`method.quantization: fp8` needs"
         found = {
             ("training", "kernels"): (self.training.kernels == "plain", "`auto`"),
             ("training", "neftune_noise_alpha"): (

@@ -42,6 +42,8 @@ class RanOut:
 
     step: int
     checkpoint: Path | None
+    fused: bool
+    """Whether it ran on the fused layers."""
 
 
 def attempt(
@@ -78,7 +80,8 @@ def attempt(
             return Ended(trainer, monitor)
     finally:
         monitor.close()
-    return RanOut(trainer.state.global_step, _rescued(trainer, folder, checkpoint, starting.whole))
+    rescued = _rescued(trainer, folder, checkpoint, starting.whole)
+    return RanOut(trainer.state.global_step, rescued, trainer.fast is not None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

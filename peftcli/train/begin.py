@@ -54,7 +54,7 @@ def begin(
     """Load the model, compare with the run in the folder, and write the manifest of this one."""
     before = (folder.read_manifest() or {}) if resuming else {}
     if before.get("shrunk"):
-        setting = _still_shrunk(recipe, setting, folder, int(before["plan"]["micro_batch_size"]))
+        setting = _still_shrunk(recipe, setting, folder, before["plan"])
     identity = identify(recipe.model)
     check_belongs(recipe.model, setting, base_folder(recipe.model))
     model = load_model(recipe, setting)
@@ -89,14 +89,22 @@ def begin(
     return Ground(setting, manifest, identity, checkpoint, trainable, model)
 
 
-def _still_shrunk(recipe: Recipe, setting: Setting, folder: RunDir, rows: int) -> Setting:
-    """The setting with the rows at a time that an earlier part of the run came down to."""
+def _still_shrunk(
+    recipe: Recipe, setting: Setting, folder: RunDir, before: dict[str, Any]
+) -> Setting:
+    """The setting with what an earlier part of the run came down to: rows at a time, and mode."""
+    rows = int(before["micro_batch_size"])
     if recipe.training.batch_size % rows:
         raise ArtefactError(
             f"{folder.manifest}: damaged: {rows} rows at a time do not divide the batch",
             "restore it, or start again with --overwrite",
         )
-    return replace(setting, plan=with_rows(setting.plan, rows))
+    plan = with_rows(setting.plan, rows)
+    if before.get("offload") is True:
+        plan = replace(plan, checkpointing=True, offload=True, lowest=None)
+    elif before.get("checkpointing") is True and before.get("lowest") is None:
+        plan = replace(plan, lowest=None)  # all layers, where a new plan would take some
+    return replace(setting, plan=plan)
 
 
 def identify(model: Model) -> Fingerprint | None:

@@ -25,7 +25,7 @@ from peftcli.train.batches import Batches, padded
 from peftcli.train.config import sft_config
 from peftcli.train.health import Health
 from peftcli.train.interruption import Interruption
-from peftcli.train.kernels import fast_model
+from peftcli.train.kernels import cannot_checkpoint, fast_model
 from peftcli.train.monitor import Monitor
 from peftcli.train.patience import Patience
 from peftcli.train.setting import Setting
@@ -80,11 +80,15 @@ def build_trainer(
         threshold = recipe.evaluation.early_stopping_threshold
         callbacks.append(Patience(patience, threshold))
     batches, eval_batches = _batches(recipe, setting)
+    plan = setting.plan
     fast, kernels = None, "plain layers"
     if setting.varlen and recipe.training.kernels == "auto":
         fp8 = recipe.method.frozen_in_fp8
-        fast, kernels = fast_model(model, setting.plan.checkpointing, fp8=fp8)
-    plan = setting.plan
+        fast, kernels = fast_model(
+            model, plan.checkpointing, offload=plan.offload, lowest=plan.lowest, fp8=fp8
+        )
+    elif plan.offload or plan.lowest is not None:
+        raise cannot_checkpoint(plan.lowest, "and this recipe keeps them away")
     if fast is not None:  # fused layers recompute themselves; twice would be once too often
         plan = replace(plan, checkpointing=False)
     trainer = RecipeTrainer(

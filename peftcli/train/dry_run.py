@@ -41,7 +41,7 @@ def dry_run(loaded: LoadedRecipe, tell: Listener, *, offline: bool) -> DryRun:
     setting = settle(loaded, tell)
     total = setting.architecture.parameters()
     return DryRun(
-        values=resolved_values(loaded),
+        values=resolved_values(loaded, setting.max_length),
         rows=_row_lines(setting, loaded),
         samples=samples(setting.prepared, setting.tokenizer, SHOWN_ROWS),
         plan=_plan_lines(setting, total),
@@ -52,14 +52,19 @@ def dry_run(loaded: LoadedRecipe, tell: Listener, *, offline: bool) -> DryRun:
     )
 
 
-def resolved_values(loaded: LoadedRecipe) -> list[tuple[str, str, str]]:
-    """Every key of the recipe, its value as YAML would write it, and where it comes from."""
+def resolved_values(loaded: LoadedRecipe, max_length: int) -> list[tuple[str, str, str]]:
+    """Every key of the recipe, its value as YAML would write it, and where it comes from.
+
+    `max_length` is the longest row of the run.
+    """
     listed = []
     for path, value in leaves(resolved(loaded.recipe)):
         origin = loaded.origin(path)
         by_method = path in (("training", "learning_rate"), ("training", "optimizer"))
         if origin == "default" and by_method:
             origin = f"default of {loaded.recipe.method.name}"
+        if path == ("data", "max_length") and value != max_length:
+            value, origin = max_length, f"positions of the model; the default is {value}"
         listed.append((".".join(map(str, path)), json.dumps(value, ensure_ascii=False), origin))
     return listed
 
@@ -114,7 +119,6 @@ def _plan_lines(setting: Setting, total: int) -> list[str]:
         f"steps: {plan.steps}, warm-up {plan.warmup_steps}, evaluation every {plan.eval_steps}, "
         f"checkpoint every {plan.save_steps}",
         f"batch: {plan.micro_batch_size} rows x {plan.accumulation} accumulation",
-        f"checkpointing: {'full' if plan.checkpointing else 'none'}, "
-        f"packing: {'on' if plan.packing else 'off'}",
+        f"checkpointing: {plan.mode}, packing: {'on' if plan.packing else 'off'}",
         *plan.reasons,
     ]

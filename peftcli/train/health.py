@@ -57,7 +57,7 @@ class Health:
         self._bad += 1
         what = f"loss {loss} and gradient norm {norm} at step {step}"
         if self.on_nonfinite == "stop":
-            self.failure = f"{what}: not finite; the step was not taken"
+            self.failure = f"{what}: not finite; the gradient was not used"
         elif self._bad >= self.max_nonfinite:
             self.failure = f"{what}: not finite for {self._bad} steps in a row; none was taken"
         else:

@@ -31,14 +31,20 @@ def attention_kernels() -> Iterator[None]:
 
 
 def fast_model(
-    model: PreTrainedModel | PeftModel, checkpointing: bool, *, fp8: bool = False
+    model: PreTrainedModel | PeftModel,
+    checkpointing: bool,
+    *,
+    offload: bool = False,
+    lowest: int | None = None,
+    fp8: bool = False,
 ) -> tuple[FastModel | None, str]:
     """The model on fused functions, or None; and a line that says so, or why not.
 
-    Raises UsageError where the base was to be in fp8, which plain layers cannot hold.
+    Raises UsageError where the base was to be in fp8, inputs of layers in host memory, or the
+    `lowest` layers alone checkpointed, which plain layers cannot do.
     """
     try:
-        fast = accelerate(model, checkpointing, fp8=fp8)
+        fast = accelerate(model, checkpointing, offload=offload, lowest=lowest, fp8=fp8)
     except torch.OutOfMemoryError:
         raise ResourceError(
             "method.quantization: fp8: the base loads in 16 bits, and the GPU cannot hold those",
@@ -50,5 +56,15 @@ def fast_model(
                 f"method.quantization: fp8 runs on fused layers, which leave out {reason}",
                 "remove it, or what they leave out",
             ) from None
+        if offload or lowest is not None:
+            raise cannot_checkpoint(lowest, f"which leave out {reason}") from None
         return None, f"plain layers: fused ones leave out {reason}"
-    return fast, f"fused layers and loss{', the base in fp8' if fp8 else ''}"
+    base = ", the base in fp8" if fp8 else ""
+    inputs = ", the layers' inputs in host memory" if offload else ""
+    return fast, f"fused layers and loss{base}{inputs}"
+
+
+def cannot_checkpoint(lowest: int | None, why: str) -> UsageError:
+    """The error of layers that keep their plain forward pass; without `lowest` it is offload."""
+    what = "offload" if lowest is None else lowest
+    return UsageError(f"training.checkpointing: {what} runs on fused layers, {why}", "write `full`")

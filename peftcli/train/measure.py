@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-import statistics
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from peftcli.run_dir import RunDir
 from peftcli.train.attempt import health_of
 from peftcli.train.build import LoadBase, build_trainer, load_model
 from peftcli.train.fast.fp8 import forget_turned
+from peftcli.train.fast.host import forget_pinned
 from peftcli.train.fast.weights import forget_room
 from peftcli.train.flat import forget_settings
 from peftcli.train.interruption import Interruption
@@ -76,26 +76,37 @@ class Measured:
 
 @dataclass
 class _Counter(TrainerCallback):  # type: ignore[misc]
-    """Times each step, and keeps the trainer from saving or evaluating."""
+    """Times the steps after the first, and keeps the trainer from saving or evaluating.
+
+    It waits for the GPU after the first step and after the last only: in between the host goes
+    ahead, as it does in a run.
+    """
 
     device: Device
-    seconds: list[float] = field(default_factory=list)
+    last: int
+    steps: int = 0
+    seconds: float = 0.0
+    """Of the steps after the first; of the first, if there is no other."""
     loss: float = 0.0
-    began: float = 0.0
+    _began: float = 0.0
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        if self.steps > 1:
+            return
         synchronize(self.device)
-        if not self.seconds:
+        if not self.steps:
             reset_peaks(self.device)
-        self.began = time.perf_counter()
+        self._began = time.perf_counter()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        synchronize(self.device)
-        self.seconds.append(time.perf_counter() - self.began)
+        self.steps += 1
+        if self.steps == self.last:
+            synchronize(self.device)
+            self.seconds = time.perf_counter() - self._began
         control.should_save = control.should_evaluate = False
 
     def on_log(
@@ -139,7 +150,7 @@ def measure(
     model = load_model(setting.seen, setting, counted)
     with tempfile.TemporaryDirectory() as name:
         trainer, monitor = _trainer(setting, model, RunDir(Path(name)))
-        counter = _Counter(device)
+        counter = _Counter(device, steps)
         trainer.add_callback(counter)  # after the monitor, which asks for a checkpoint at the end
         del model
         gc.collect()
@@ -177,8 +188,8 @@ def _measured(
     plain, paged = states
     return Measured(
         device=counter.device.name,
-        steps=len(counter.seconds),
-        step_seconds=statistics.median(counter.seconds[1:] or counter.seconds),
+        steps=counter.steps,
+        step_seconds=counter.seconds / max(1, counter.steps - 1),
         loss=counter.loss,
         loading_gib=load_peak,
         base_gib=base,
@@ -201,3 +212,4 @@ def release(device: Device) -> None:
         torch.cuda.synchronize()
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
+        forget_pinned()

@@ -65,6 +65,6 @@ def shape_of(estimate: Estimate) -> Shape:
     return Shape(
         tokens_per_row=settings.tokens_per_row,
         micro_batch_size=settings.micro_batch_size,
-        checkpointing=settings.checkpointing == "full",
+        mode=settings.checkpointing,
         packing=settings.packing,
     )

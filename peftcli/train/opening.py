@@ -19,6 +19,11 @@ def open_run(path: Path, *, resume: bool, overwrite: bool) -> RunDir:
     anything else is never touched.
     """
     run = RunDir(path)
+    if resume and overwrite:
+        raise UsageError(
+            "--resume and --overwrite: one goes on with the run, the other removes it",
+            "leave --overwrite away to go on",
+        )
     if path.exists() and not path.is_dir():
         raise UsageError(f"output: {path} is a file", "name a folder in `output`")
     foreign = [item.name for item in _entries(path) if item.name not in OWN_NAMES]

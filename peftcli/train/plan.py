@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from peftcli.estimate.plan import Mode
 from peftcli.estimate.result import Estimate
 from peftcli.recipe.schema import Recipe
 
@@ -20,6 +21,10 @@ class Plan:
     micro_batch_size: int
     accumulation: int
     checkpointing: bool
+    offload: bool
+    """Whether the checkpointed layers' inputs wait in host memory."""
+    lowest: int | None
+    """How many layers are checkpointed, from the lowest on; None for all, where any is."""
     packing: bool
     steps: int
     warmup_steps: int
@@ -27,6 +32,15 @@ class Plan:
     save_steps: int
     reasons: tuple[str, ...]
     """One sentence for each value that `auto` decided."""
+
+    @property
+    def mode(self) -> Mode:
+        """What checkpointing is, in the recipe's words."""
+        if self.offload:
+            return "offload"
+        if self.lowest is not None:
+            return self.lowest
+        return "full" if self.checkpointing else "none"
 
 
 def decide(recipe: Recipe, *, rows: int, has_eval: bool, packing: bool, load: Load) -> Plan:
@@ -36,7 +50,9 @@ def decide(recipe: Recipe, *, rows: int, has_eval: bool, packing: bool, load: Lo
     return Plan(
         micro_batch_size=load.micro_batch_size,
         accumulation=recipe.training.batch_size // load.micro_batch_size,
-        checkpointing=load.checkpointing,
+        checkpointing=load.mode != "none",
+        offload=load.mode == "offload",
+        lowest=load.mode if isinstance(load.mode, int) else None,
         packing=packing,
         steps=steps,
         warmup_steps=_warmup(recipe.training.warmup, steps),
@@ -51,7 +67,7 @@ class Load:
     """How much the device gets at a time, and why."""
 
     micro_batch_size: int
-    checkpointing: bool
+    mode: Mode
     reasons: tuple[str, ...]
 
 
@@ -68,9 +84,13 @@ def cpu_load(recipe: Recipe, longest: int) -> Load:
             f"micro_batch_size {micro}: rows of up to {longest:,} tokens, about {CPU_TOKENS:,} "
             "tokens a forward pass on a CPU"
         )
+    mode: Mode = "none" if training.checkpointing == "auto" else training.checkpointing
     if training.checkpointing == "auto":
         reasons.append("checkpointing none: memory is not short on a CPU")
-    return Load(micro, training.checkpointing == "full", tuple(reasons))
+    if mode == "offload":
+        mode = "full"
+        reasons.append("checkpointing full: on a CPU the layers' inputs are in host memory anyway")
+    return Load(micro, mode, tuple(reasons))
 
 
 def gpu_load(recipe: Recipe, estimate: Estimate) -> Load:
@@ -86,7 +106,11 @@ def gpu_load(recipe: Recipe, estimate: Estimate) -> Load:
                 f"{key} {chosen}: the fastest that fits {memory.available_gib:.0f} GiB, "
                 f"estimated peak {memory.likely_gib:.1f} GiB"
             )
-    return Load(settings.micro_batch_size, settings.checkpointing == "full", tuple(reasons))
+    if memory.host_gib:
+        reasons.append(f"{memory.host_gib:.1f} GiB of host memory for the layers' inputs")
+    wanted = recipe.training.checkpointing
+    mode = settings.checkpointing if wanted == "auto" else wanted
+    return Load(settings.micro_batch_size, mode, tuple(reasons))
 
 
 def count_steps(recipe: Recipe, rows: int) -> int:
@@ -97,13 +121,19 @@ def count_steps(recipe: Recipe, rows: int) -> int:
     return max(1, math.ceil(training.epochs * math.ceil(rows / training.batch_size)))
 
 
-def smaller(plan: Plan) -> Plan | None:
-    """The plan with half the rows at a time (or fewer) and the same batch; None at one row."""
+def smaller(plan: Plan, *, offload: bool = False) -> Plan | None:
+    """The plan with half the rows at a time (or fewer) and the same batch.
+
+    One row goes on with every layer checkpointed where some were, and then, with `offload`, with
+    the layers' inputs in host memory. None where nothing is left.
+    """
     batch = plan.micro_batch_size * plan.accumulation
-    return next(
-        (with_rows(plan, n) for n in range(plan.micro_batch_size // 2, 0, -1) if batch % n == 0),
-        None,
-    )
+    for rows in range(plan.micro_batch_size // 2, 0, -1):
+        if batch % rows == 0:
+            return with_rows(plan, rows)
+    if plan.lowest is not None:
+        return replace(plan, lowest=None)
+    return replace(plan, offload=True) if offload and plan.mode == "full" else None
 
 
 def with_rows(plan: Plan, rows: int) -> Plan:

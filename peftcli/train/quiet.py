@@ -13,4 +13,5 @@ def quiet_libraries() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     disable_progress_bars()
-    warnings.filterwarnings("ignore", module=r"(transformers|trl|peft|torch|accelerate|datasets)")
+    libraries = r"(transformers|trl|peft|torch|accelerate|datasets|bitsandbytes)"
+    warnings.filterwarnings("ignore", module=libraries)

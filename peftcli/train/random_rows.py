@@ -12,6 +12,7 @@ from peftcli.architecture.shapes import Architecture
 from peftcli.data.report import DataReport, SplitReport
 from peftcli.dataset import Prepared
 from peftcli.estimate.compare import PACKED_ROWS
+from peftcli.estimate.plan import Mode
 from peftcli.estimate.result import Rows
 from peftcli.models import Device
 from peftcli.recipe.checks import rows_apart
@@ -26,7 +27,8 @@ class Shape:
 
     tokens_per_row: int
     micro_batch_size: int
-    checkpointing: bool
+    mode: Mode
+    """What checkpointing is."""
     packing: bool
 
 
@@ -47,7 +49,7 @@ def random_setting(
     apart = rows_apart(recipe, architecture)
     count = training.batch_size * steps
     rows = _rows(shape, architecture.vocab_size, count, even=apart)
-    load = Load(shape.micro_batch_size, shape.checkpointing, ())
+    load = Load(shape.micro_batch_size, shape.mode, ())
     plan = decide(recipe, rows=len(rows), has_eval=False, packing=shape.packing, load=load)
     return Setting(
         architecture=architecture,

@@ -7,13 +7,17 @@ from importlib.util import find_spec
 from textwrap import indent
 
 from peftcli.errors import InterruptedRun, NumericalError, ResourceError, UsageError
-from peftcli.estimate.result import Estimate
+from peftcli.estimate.gpus import GIB
+from peftcli.estimate.result import Estimate, MemoryEstimate
 from peftcli.events import Listener, Warned
+from peftcli.machine import free_host_memory
 from peftcli.run_dir import RunDir
 from peftcli.train import checkpoints
 from peftcli.train.memory import peak_memory_gib
 from peftcli.train.setting import Setting
 from peftcli.train.storage import how_to_go_on
+
+HOST_SPARE_GIB = 2.0  # what a run holds of the machine beside that: a checkpoint, rows, CUDA
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -29,17 +33,32 @@ def check_trackers(names: Sequence[str]) -> None:
 def refuse_what_cannot_fit(setting: Setting, tell: Listener, *, force: bool) -> None:
     """Raise ResourceError before the weights load when the estimate leaves no hope."""
     estimate = setting.estimate
-    if estimate is None or estimate.holds:
+    if estimate is None:
         return
     memory = estimate.memory
-    text = (
-        f"this run needs about {memory.needed_gib:.1f} GiB and {setting.device.name} has "
-        f"{memory.available_gib:.1f} GiB free"
-    )
+    if not estimate.holds:
+        text = (
+            f"this run needs about {memory.needed_gib:.1f} GiB and {setting.device.name} has "
+            f"{memory.available_gib:.1f} GiB free"
+        )
+        hint = what_to_change(estimate)
+    elif not host_holds(memory):
+        text = (
+            f"training.checkpointing: offload puts about {memory.host_gib:.1f} GiB into host "
+            f"memory, and {free_host_memory() / GIB:.1f} GiB are free"
+        )
+        hint = "lower data.max_length or training.micro_batch_size, or use a machine with more"
+    else:
+        return
     if force:
         tell(Warned(f"--force: {text}"))
         return
-    raise ResourceError(text, f"{what_to_change(estimate)}; --force tries anyway")
+    raise ResourceError(text, f"{hint}; --force tries anyway")
+
+
+def host_holds(memory: MemoryEstimate) -> bool:
+    """Whether the machine has the host memory that offloaded inputs take, and a little more."""
+    return not memory.host_gib or memory.host_gib + HOST_SPARE_GIB <= free_host_memory() / GIB
 
 
 def what_to_change(estimate: Estimate) -> str:

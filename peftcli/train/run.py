@@ -103,6 +103,7 @@ def _run(
     for text in recipe.warnings():
         tell(Warned(text))
     setting = settle(loaded, tell)
+    recipe = setting.written(recipe)
     refuse_what_cannot_fit(setting, tell, force=options.force)
     ground = begin(recipe, setting, folder, resuming=options.resume, force=options.force, tell=tell)
     try:

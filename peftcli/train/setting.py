@@ -51,6 +51,11 @@ class Setting:
     """The recipe, with what the rows turned out to be."""
     rows: Rows
 
+    def written(self, recipe: Recipe) -> Recipe:
+        """The recipe with the row length that the model allows, so that it can be read again."""
+        data = recipe.data.model_copy(update={"max_length": self.max_length})
+        return recipe.model_copy(update={"data": data})
+
 
 def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
     """Check the recipe against its model and prepare the rows; loads no weights."""

@@ -18,6 +18,7 @@ from peftcli.train.guard import Guard
 from peftcli.train.health import Health
 from peftcli.train.kernels import attention_kernels
 from peftcli.train.unlogged import Unlogged
+from peftcli.train.unwaiting import from_bitsandbytes, without_waits
 
 
 class RecipeTrainer(EvaluatingTrainer):
@@ -81,8 +82,9 @@ class RecipeTrainer(EvaluatingTrainer):
                 options = {name: value for name, value in group.items() if name != "params"}
                 options["lr"] = group["lr"] * factor
                 optimizer.add_param_group({"params": chosen, **options})
-        if type(optimizer).__module__.startswith("bitsandbytes"):
+        if from_bitsandbytes(optimizer):
             self._flat = FlatParameters(optimizer)
+            without_waits(optimizer)
         self._stepped = [p for group in optimizer.param_groups for p in group["params"]]
         stops = self._health.on_nonfinite == "stop" and not self._health.scaled
         if self.late and stops and Guard.fits(optimizer):

@@ -42,9 +42,11 @@ CASES = [
     (recipe("lora"), "16GB"),
     (recipe({"name": "lora", "use_dora": True, "rank": 64}), "16GB"),
     (recipe("adapter"), "12GB"),
-    (recipe("qlora", data={"max_length": 131_072}), "24GB"),
+    (recipe("full", training={"checkpointing": "none"}, data={"max_length": 32_768}), "V100"),
+    (recipe("qlora", data={"max_length": 131_072}), "16GB"),
+    (recipe("qlora", data={"max_length": 131_072}, training={"checkpointing": "full"}), "24GB"),
     (recipe("lora", training={"micro_batch_size": 16, "batch_size": 16}), "20GB"),
-    (recipe("lora", training={"checkpointing": "none"}), "24GB"),
+    (recipe("lora", training={"checkpointing": "none"}, data={"max_length": 4096}), "24GB"),
     (recipe("lora", training={"checkpointing": "none", "micro_batch_size": 16}), "20GB"),
 ]
 
@@ -96,12 +98,12 @@ def test_cheap_changes_come_first() -> None:
 
 
 def test_rows_are_cut_to_the_longest_that_fits() -> None:
-    found = estimate(recipe("qlora", data={"max_length": 131_072}), find_gpu("24GB"))
+    found = estimate(recipe("qlora", data={"max_length": 131_072}), find_gpu("16GB"))
     line = next(x.line for x in found.changes if x.line.startswith("data.max_length"))
     length = int(line.split(": ")[1])
     assert 8192 < length < 131_072
     longer = recipe("qlora", data={"max_length": length + 512})
-    assert estimate(longer, find_gpu("24GB")).verdict != "fits"
+    assert estimate(longer, find_gpu("16GB")).verdict != "fits"
 
 
 def test_nothing_helps_a_model_that_is_far_too_large() -> None:

@@ -175,6 +175,7 @@ WRONG_ARGUMENTS = [
     (("--model", "llama-3.1-8b", "--price", "1e30"), "not a price"),
     (("--model", "llama-3.1-8b", "--method", "lorra"), "lorra"),
     ((), "no recipe"),
+    (("r.yaml", "--model", "llama-3.1-8b"), "r.yaml and --model llama-3.1-8b: one of the two"),
     (("no-such-recipe.yaml",), "no such recipe"),
     (("--model", "llama-3.1-8b", "--set", "training.batch_size=-1"), "training.batch_size"),
 ]

@@ -51,7 +51,7 @@ def test_a_real_model_is_trained_for_two_steps(
     device = Device("cpu", "float32", "CPU", None)
     values = recipe(str(base_model), method)
     architecture = read_architecture(base_model)
-    shape = Shape(32, 2, checkpointing=True, packing=packing)
+    shape = Shape(32, 2, mode="full", packing=packing)
     found = measure(values, architecture, device, load_tokenizer(values.model), shape)
     assert found.steps == 2  # whatever the recipe says
     assert found.step_seconds > 0

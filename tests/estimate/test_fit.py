@@ -55,7 +55,7 @@ def test_memory_taken_by_others_counts() -> None:
 
 
 def test_fixed_values_stay() -> None:
-    plans = candidates(quantized(NAME, batch=8), micro_batch=2, checkpointing=True)
+    plans = candidates(quantized(NAME, batch=8), micro_batch=2, mode="full")
     assert [(plan.micro_batch, plan.checkpointing) for plan in plans] == [(2, True)]
 
 
@@ -72,7 +72,7 @@ def test_micro_batches_divide_the_batch() -> None:
 
 def test_padding_makes_small_micro_batches_attractive() -> None:
     plan = replace(low_rank("llama-3.2-1b", batch=64, length=4096), padded=True)
-    plans = candidates(plan, checkpointing=False)
+    plans = candidates(plan, mode="none")
     gpu = find_gpu("h200")
     even = choose(plans, gpu, lengths=Lengths(4096, 4096))
     uneven = choose(plans, gpu, lengths=Lengths(200, 4096, rows=1000))

@@ -26,12 +26,8 @@ FILE = Path(__file__).with_name("measurements.jsonl")
 RECORDS: list[dict[str, Any]] = [json.loads(line) for line in FILE.read_text("utf-8").splitlines()]
 MEASURED = [record for record in RECORDS if record["measured"]]
 LEAST = 0.02  # GiB; of smaller differences a share says nothing
-# Steps that took longer than the estimate's seconds allow, by so much. The first three are short
-# and wait for the CPU: such steps of other models took 1.4 to 1.5 times less in the same pass.
+# Steps that took longer than the estimate's seconds allow, by so much.
 KNOWN: dict[str, float] = {
-    "llama-2-7b qlora 512x1 full": 0.33,
-    "llama-2-7b lora 512x4 none r=8": 0.27,
-    "llama-3.2-1b lora 4096x2 none pack": 0.33,
     "qwen2.5-3b full 512x2 full opt=adamw_8bit": 0.25,  # bitsandbytes steps weight by weight
 }
 

@@ -51,7 +51,7 @@ def test_a_poisoned_row(poisoned: tuple[Path, Path], tmp_path: Path, what: str) 
     losses = lambda: [event.loss for event in events if isinstance(event, Step)]  # noqa: E731
     folder = tmp_path / "run" / "checkpoints"
     if what == "stop":
-        with pytest.raises(NumericalError, match="the step was not taken") as caught:
+        with pytest.raises(NumericalError, match="the gradient was not used") as caught:
             run(loaded, Options(), events.append)
         assert caught.value.exit_code == ExitCode.NUMERICAL == 5
         assert [math.isfinite(loss) for loss in losses()].count(False) == 1

@@ -148,13 +148,47 @@ def test_export_for_ollama(case: Any) -> None:
 
 
 def test_export_for_vllm_writes_nothing(case: Any) -> None:
-    exit_code, said, _ = merge(case, "--export", "vllm-lora")
-    assert exit_code == 0
-    assert f"vllm serve BASE --enable-lora --lora-modules adapter={case.adapter}" in said
+    words = ["merge", str(case.adapter), "--export", "vllm-lora"]
+    before = set(case.adapter.parent.iterdir())
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0
+    assert f"vllm serve BASE --enable-lora --lora-modules adapter={case.adapter}" in done.stdout
     change(case, use_dora=True)
-    exit_code, said, _ = merge(case, "--export", "vllm-lora", "--json")
-    assert (exit_code, json.loads(said)["servable"]) == (0, False)
+    done = CliRunner().invoke(app, [*words, "--json"])
+    assert (done.exit_code, json.loads(done.stdout)["servable"]) == (0, False)
+    assert set(case.adapter.parent.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        (["--export", "vllm-lora"], "writes nothing, so --output has no use"),
+        (["--density", "0.3"], "a linear merge keeps all of each update"),
+        (["--combine", "ties"], "joins several adapters, and one is named"),
+        (
+            ["--combine", "ties", "--adapter", "ADAPTER", "--density", "7"],
+            "--density 7: is a share",
+        ),
+        (
+            ["--combine", "ties", "--adapter", "ADAPTER", "--density", "0"],
+            "--density 0: is a share",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(more: list[str], word: str, case: Any) -> None:
+    """One adapter under TIES lost half of its update, and nothing said so."""
+    words = [str(case.adapter) if text == "ADAPTER" else text for text in more]
+    exit_code, said, complained = merge(case, *words)
+    assert (exit_code, said) == (2, "")
+    assert word in complained
     assert not case.output.exists()
+
+
+def test_vllm_is_asked_about_one_adapter(case: Any) -> None:
+    words = ["merge", str(case.adapter), "--adapter", f"{case.adapter}:0.5"]
+    done = CliRunner().invoke(app, [*words, "--export", "vllm-lora"])
+    assert done.exit_code == 2
+    assert "looks at one adapter, and 2 are named" in done.stderr
 
 
 def test_prompts_are_refused_before_torch_is_imported(case: Any, tmp_path: Path) -> None:

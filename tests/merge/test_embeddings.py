@@ -59,6 +59,8 @@ def test_tied_embeddings(form: str, model_type: str, make_case: Callable[..., An
     )
     assert result.verification is not None
     assert result.verification.merged.maximum < 1e-5
+    assert result.proof is not None
+    assert result.proof.unchanged_updates == ()  # the base's own values count as no update
 
 
 def test_an_update_that_peft_ties_badly_is_refused(make_case: Callable[..., Any]) -> None:

@@ -123,10 +123,15 @@ def servable(**values: Any) -> Any:
     return check_servable(AdapterSource("a", Path("runs/a"), config, None, None))
 
 
-def test_servable_adapter() -> None:
+def test_servable_adapter(capsys: pytest.CaptureFixture[str]) -> None:
     answer = servable()
     assert answer.servable
     assert answer.flags == ("--enable-lora", "--lora-modules", "a=runs/a")
+    spaced = check_servable(
+        AdapterSource("a", Path("my runs/a"), {"peft_type": "LORA"}, None, None)
+    )
+    show_servable(spaced, as_json=False)
+    assert "--lora-modules 'a=my runs/a'" in capsys.readouterr().out
     wide = servable(rank_pattern={"q_proj": 200})
     assert wide.rank == 200
     assert wide.flags[-2:] == ("--max-lora-rank", "256")
@@ -143,6 +148,7 @@ def test_servable_adapter() -> None:
         ({"trainable_token_indices": [1]}, "embedding rows"),
         ({"r": 513}, "rank 513 is above 512"),
         ({"peft_type": "IA3"}, "IA3 adapters are not LoRA"),
+        ({"peft_type": "BOTTLENECK"}, "BOTTLENECK adapters are not LoRA"),
     ],
 )
 def test_adapter_that_vllm_refuses(
@@ -152,7 +158,10 @@ def test_adapter_that_vllm_refuses(
     assert not answer.servable
     assert answer.flags == ()
     show_servable(answer, as_json=False)
-    assert reason in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert reason in printed
+    cannot = values.get("peft_type") == "BOTTLENECK" or "init_lora_weights" in values
+    assert ("merge it: peftcli merge a" in printed) is not cannot
 
 
 def result() -> MergeResult:
@@ -163,6 +172,7 @@ def result() -> MergeResult:
         adapters=(("runs/a", 1.0),),
         method="qlora",
         combine=None,
+        density=None,
         arithmetic="float32",
         dtypes={"bfloat16": 38},
         tensors=38,

@@ -217,6 +217,29 @@ def test_output_that_is_not_free(case: Any, place: str) -> None:
     assert (folder / "notes" / "a.txt").read_text() == "mine"
 
 
+def test_output_that_cannot_be_put_in_place(
+    case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell would stay in a folder that is gone, and a mount point cannot be renamed."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place, match in (
+        (Path(), "--output .: is or holds the folder you are in"),
+        (Path("/proc"), "--output /proc: is a mount point"),
+    ):
+        with pytest.raises(UsageError, match=match) as caught:
+            case.merge(output=place)
+        assert caught.value.hint.endswith(f"--output {place / 'merged'}")
+
+
+def test_output_that_is_a_link_to_another_disk(case: Any, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to("disk")
+    case.merge(output=tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "disk" / "merge.json").is_file()
+
+
 def test_output_that_is_a_merged_model(case: Any) -> None:
     case.merge(verify=False)
     with pytest.raises(UsageError, match="holds a merged model") as caught:
@@ -378,10 +401,13 @@ def test_planted_pickle(case: Any, tmp_path: Path) -> None:
 
 
 def test_sources_that_are_none(case: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(case.adapter, tmp_path / "nested" / "checkpoint-5")
     for source, match in (
         (tmp_path / "nothing", "no such folder"),
         (case.base, "a whole model, not an adapter"),
-        (tmp_path, "holds neither run.json nor"),
+        (tmp_path / "nested", "no adapter itself; those in it are checkpoint-5"),
+        (tmp_path / "empty", "holds neither run.json nor"),
     ):
         with pytest.raises(UsageError, match=match):
             run(source, MergeOptions(), lambda text: None)

@@ -29,6 +29,8 @@ from peftcli.merge.checkpoint import read_safetensors
 from peftcli.merge.options import MergeOptions, WeightedAdapter
 from peftcli.merge.prompts import PLAIN, Prompts
 from peftcli.merge.run import run
+from peftcli.merge.servable import check_servable
+from peftcli.merge.show import show_merge
 from peftcli.merge.source import find_adapter
 from peftcli.merge.verify import Subject, verify
 from peftcli.models import Device, load_base
@@ -175,6 +177,14 @@ def test_after_qlora_the_base_is_the_dequantised_one(
     assert all(torch.equal(merged[name], base[name].float()) for name in rest)
 
 
+def test_vllm_serves_on_another_base_after_qlora(
+    qlora_run: tuple[Path, PreTrainedModel], lora_run: tuple[Path, PreTrainedModel]
+) -> None:
+    told = check_servable(find_adapter(qlora_run[0])).notes
+    assert any("trained on a base in few bits" in note for note in told)
+    assert check_servable(find_adapter(lora_run[0])).notes == ()
+
+
 def test_after_qlora_the_original_base_on_request(
     qlora_run: tuple[Path, PreTrainedModel], tmp_path: Path
 ) -> None:
@@ -260,6 +270,15 @@ def test_update_finer_than_the_saved_dtype(make_case: Callable[..., Any]) -> Non
     assert "--save-dtype float32" in result.warnings[0]
 
 
+def test_tokenizer_that_knows_more_than_the_embedding(make_case: Callable[..., Any]) -> None:
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"])
+    case = make_case("llama", config)
+    AutoTokenizer.from_pretrained(bundled("bundled:tiny")).save_pretrained(case.adapter)
+    rows = case.load_base().get_input_embeddings().weight.shape[0]
+    result = case.merge(verify=False)
+    assert any(f"knows 2048 tokens and the embedding has {rows} rows" in x for x in result.warnings)
+
+
 def test_untrained_adapter(make_case: Callable[..., Any]) -> None:
     case = make_case("llama", LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM"))
     tensors = load_file(case.adapter / "adapter_model.safetensors")
@@ -331,7 +350,9 @@ def test_several_adapters(
         torch.testing.assert_close(found[name], tensor, atol=one_unit, rtol=0)
 
 
-def test_ties_and_dare(make_case: Callable[..., Any], tmp_path: Path) -> None:
+def test_ties_and_dare(
+    make_case: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = LoraConfig(r=4, target_modules=["q_proj"])
     case = make_case("llama", config, dtype=torch.float32)
     folders = adapters(case, tmp_path)[:2]
@@ -346,6 +367,10 @@ def test_ties_and_dare(make_case: Callable[..., Any], tmp_path: Path) -> None:
     expected = base + ties(tasks, weights, 0.4)
     torch.testing.assert_close(case.loaded().state_dict()[name], expected, atol=1e-7, rtol=0)
     assert "nothing serves ties unmerged" in str(result.not_verified)
+    assert (result.combine, result.density) == ("ties", 0.4)
+    assert "(ties, keeping 0.4 of each)" in (case.output / "README.md").read_text()
+    show_merge(result, as_json=False)
+    assert f"0.6 x {folders[0]} + 0.4 x {folders[1]}, ties, keeping 0.4" in capsys.readouterr().out
     for how in ("dare_linear", "dare_ties"):
         merge_all(case, folders, weights.tolist(), combine=how)
         once = case.loaded().state_dict()[name].clone()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import LlamaModel, TrainerCallback
 
-from peftcli.errors import NumericalError
+from peftcli.errors import ExitCode, NumericalError
 from peftcli.events import Event, Note, Step
 from peftcli.recipe.document import Document
 from peftcli.recipe.load import LoadedRecipe, validate
@@ -27,7 +29,8 @@ from peftcli.train.run import Options, run
 from peftcli.train.trainer import RecipeTrainer
 
 Late = Callable[[], "Held"]
-GUARDED, JUDGED_FIRST = "adamw_torch_fused", "paged_adamw_32bit"
+GUARDED, EMPTIED, JUDGED_FIRST = "adamw_torch_fused", "paged_adamw_32bit", "adafactor"
+"""Leaves a bad step out, gets zeros instead, steps only when the figures were read."""
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -58,6 +61,8 @@ class Held(TrainerCallback):  # type: ignore[misc]
         self.before[state.global_step + 1] = self.now()
 
     def now(self) -> list[torch.Tensor]:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # paged states are read by the host
         states = self.trainer.optimizer.state.values()
         trained = [p.detach() for p in self.trainer.model.parameters() if p.requires_grad]
         held = (torch.as_tensor(value) for state in states for value in state.values())
@@ -103,6 +108,8 @@ def adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 CASES: dict[str, dict[str, object]] = {
     "guarded": {},
+    "emptied": {"optimizer": EMPTIED},
+    "emptied in 8 bits": {"optimizer": "paged_adamw_8bit"},
     "judged first": {"optimizer": JUDGED_FIRST},
     "skipping": {"on_nonfinite": "skip"},
 }
@@ -151,7 +158,12 @@ def bad_step(base: Path, rows: Path, output: Path) -> tuple[int, str]:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    ("save_steps", "optimizer"), [(1, GUARDED), (2, GUARDED), (50, GUARDED), (50, JUDGED_FIRST)]
+    ("save_steps", "optimizer"),
+    [
+        *((1, GUARDED), (2, GUARDED), (50, GUARDED)),
+        *((1, EMPTIED), (2, EMPTIED), (50, EMPTIED), (50, "paged_lion_8bit")),
+        (50, JUDGED_FIRST),
+    ],
 )
 def test_a_bad_step_is_found_a_step_later(
     base_model: Path,
@@ -162,7 +174,7 @@ def test_a_bad_step_is_found_a_step_later(
     save_steps: int,
     optimizer: str,
 ) -> None:
-    """Parameters, moments and counters stay those of the last good step."""
+    """Parameters, moments and counters stay those of the last good step, or at least finite."""
     base = poison(base_model, rows, tmp_path / "poisoned")
     bad, message = bad_step(base, rows, tmp_path / "at-once")
     late, output, events = request.getfixturevalue("late"), tmp_path / "late", list[Event]()
@@ -170,7 +182,8 @@ def test_a_bad_step_is_found_a_step_later(
     loaded = recipe(base, rows, output, **training)
     with pytest.raises(NumericalError) as caught:
         run(loaded, Options(), events.append)
-    assert f"at step {bad}: not finite; the step was not taken" in caught.value.message
+    assert caught.value.exit_code == ExitCode.NUMERICAL == 5
+    assert f"at step {bad}: not finite; the gradient was not used" in caught.value.message
     if device == "cpu":
         assert caught.value.message.replace(str(output), str(tmp_path / "at-once")) == message
     steps = [event for event in events if isinstance(event, Step)]
@@ -179,14 +192,82 @@ def test_a_bad_step_is_found_a_step_later(
     # Before a checkpoint nothing is left unread.
     at_once = bad % save_steps == 0 or optimizer == JUDGED_FIRST
     assert late().trainer.state.global_step == (bad if at_once else bad + 1)
-    assert same(late().before[bad], late().now())
+    if optimizer in (GUARDED, JUDGED_FIRST):
+        assert same(late().before[bad], late().now())
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in late().now())
     saved = checkpoints.steps(output / "checkpoints")
     assert max(saved, default=0) == (bad - 1) // save_steps * save_steps
     assert not (output / "adapter").exists()
 
 
+@pytest.mark.parametrize("optimizer", [GUARDED, EMPTIED, "paged_adamw_8bit"])
+@pytest.mark.parametrize(("save_steps", "share"), [(1, None), (2, None), (3, None), (5, 0.1)])
+def test_nothing_of_a_bad_step_is_kept(
+    base_model: Path,
+    rows: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    optimizer: str,
+    save_steps: int,
+    share: float | None,
+) -> None:
+    """A run that goes on from what a stopped one left is the run that left out the bad step."""
+    base = poison(base_model, rows, tmp_path / "poisoned")
+    whole, output = tmp_path / "whole", tmp_path / "late"
+    training = {"optimizer": optimizer, "save_steps": save_steps}
+    run(recipe(base, rows, whole, share, on_nonfinite="skip", **training), Options(), print)
+    late = request.getfixturevalue("late")
+    with pytest.raises(NumericalError):
+        run(recipe(base, rows, output, share, **training), Options(), print)
+    bad = lines(output)[-1]["step"]
+    assert max(checkpoints.steps(output / "checkpoints"), default=0) < bad
+    if share is None:  # else the best checkpoint was loaded at the end
+        assert same(late().before[bad], late().now()) is (optimizer == GUARDED)
+    loaded = recipe(base, rows, output, share, on_nonfinite="skip", **training)
+    run(loaded, Options(resume=True), print)
+    assert lines(whole) == lines(output)
+    weights = adapter(output / "adapter")
+    assert all(torch.equal(t, weights[name]) for name, t in adapter(whole / "adapter").items())
+
+
+@pytest.mark.parametrize("optimizer", [GUARDED, EMPTIED])
+def test_a_signal_before_a_bad_step_was_looked_at(
+    base_model: Path,
+    rows: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    optimizer: str,
+) -> None:
+    """What it asks to save is not saved, and the run has failed."""
+    base = poison(base_model, rows, tmp_path / "poisoned")
+    bad, _ = bad_step(base, rows, tmp_path / "at-once")
+    late, output = request.getfixturevalue("late"), tmp_path / "late"
+    sent: list[int] = []
+
+    def ask(module: nn.Module, inputs: object) -> None:
+        if not sent and isinstance(module, LlamaModel) and late().trainer.state.global_step == bad:
+            sent.append(bad)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    hook = register_module_forward_pre_hook(ask)
+    loaded = recipe(base, rows, output, save_steps=50, optimizer=optimizer)
+    try:
+        with pytest.raises(NumericalError, match=f"at step {bad}: not finite"):
+            run(loaded, Options(), lambda event: None)
+    finally:
+        hook.remove()
+    assert sent == [bad]
+    assert checkpoints.steps(output / "checkpoints") == []
+    assert json.loads((output / "run.json").read_text())["status"] == "failed"
+
+
+@pytest.mark.parametrize("optimizer", [GUARDED, EMPTIED])
 def test_memory_that_runs_out_before_a_bad_step_was_looked_at(
-    base_model: Path, rows: Path, tmp_path: Path, request: pytest.FixtureRequest
+    base_model: Path,
+    rows: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    optimizer: str,
 ) -> None:
     """The step before is judged first; nothing is rescued, and nothing made smaller."""
     base = poison(base_model, rows, tmp_path / "poisoned")
@@ -202,7 +283,7 @@ def test_memory_that_runs_out_before_a_bad_step_was_looked_at(
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     hook = register_module_forward_pre_hook(full)
-    loaded = recipe(base, rows, output, save_steps=50, on_oom="shrink")
+    loaded = recipe(base, rows, output, save_steps=50, on_oom="shrink", optimizer=optimizer)
     try:
         with pytest.raises(NumericalError, match=f"at step {bad}: not finite"):
             run(loaded, Options(), lambda event: None)

@@ -21,7 +21,7 @@ from peftcli.events import Evaluated, Event, Note, Step, Warned
 from peftcli.fingerprint import check_same_base, fingerprint, read_fingerprint
 from peftcli.models import Device, load_base
 from peftcli.recipe.document import Document
-from peftcli.recipe.load import LoadedRecipe, validate
+from peftcli.recipe.load import LoadedRecipe, load_recipe, validate
 from peftcli.recipe.schema import Model
 from peftcli.train.run import Options, TrainResult, run
 
@@ -116,6 +116,18 @@ def test_the_run_folder_holds_what_the_design_promises(train: Train, base_model:
     modes = {file.stat().st_mode & 0o777 for file in result.result.iterdir()}
     assert modes == {0o644}
     assert not list(result.output.rglob("training_args.bin"))
+
+
+def test_the_written_recipe_trains_the_same_again(base_model: Path, rows: Path, tmp_path: Path):
+    """The default row length is above this model's positions, as it is for the quickstart's."""
+    values = {"model": str(base_model), "method": "lora", "data": {"train": str(rows)}}
+    values |= {"training": {"max_steps": 2}, "output": str(tmp_path / "run")}
+    first = run(validate(Document("test.yaml", values)), Options(), print)
+    written = load_recipe(first.output / "recipe.yaml", [f"output={tmp_path / 'again'}"])
+    assert written.recipe.data.max_length == 256
+    second = run(written, Options(), print)
+    same = [(x.result / "adapter_model.safetensors").read_bytes() for x in (first, second)]
+    assert same[0] == same[1]
 
 
 @pytest.mark.parametrize("name", ["lora", "qlora", "houlsby"])

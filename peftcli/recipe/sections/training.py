@@ -24,6 +24,7 @@ Schedule = Literal[
     "cosine", "linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"
 ]
 Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+Layers = Annotated[int, Strict(), Field(ge=1)]
 
 
 class Training(Section):
@@ -57,8 +58,10 @@ class Training(Section):
     """Added to AdamW's denominator."""
     neftune_noise_alpha: float | None = Field(None, gt=0)
     """NEFTune: noise on the embeddings while training; 5 is usual (arXiv 2310.05914)."""
-    checkpointing: Literal["auto", "none", "full"] = "auto"
-    """Recompute activations in the backward pass: less memory, about a third slower."""
+    checkpointing: Literal["auto", "none", "full", "offload"] | Layers = "auto"
+    """Recompute activations in the backward pass: less memory, about a third slower; a number does
+    it in so many of the layers, with `offload` the layers' inputs, which are all that is kept, wait
+    in host memory too (both on fused layers only)."""
     kernels: Literal["auto", "plain"] = "auto"
     """`auto` runs layers and loss on fused functions where the model has them; `plain` never."""
     packing: Literal["auto"] | bool = "auto"
@@ -78,7 +81,15 @@ class Training(Section):
     max_nonfinite_steps: int = Field(3, ge=1)
     """With `skip`, stop after this many steps in a row whose loss or gradient is not finite."""
     on_oom: Literal["stop", "shrink"] = "stop"
-    """Out of memory: stop, or go on from the last step with half the rows at a time."""
+    """Out of memory: stop, or go on from the last step with half the rows at a time; one row that
+    was checkpointed goes on with `checkpointing: offload`."""
+
+    @property
+    def asks_for_fused_layers(self) -> str | None:
+        """What only fused layers do of the ways of checkpointing; None for the others."""
+        if isinstance(self.checkpointing, int):
+            return "a number of layers"
+        return "offload" if self.checkpointing == "offload" else None
 
     @field_validator("micro_batch_size")
     @classmethod

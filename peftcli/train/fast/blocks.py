@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from peftcli.train.fast import ops
+from peftcli.train.fast.again import again, unread
 from peftcli.train.fast.linear import (
     Norm,
     backward_factors,
@@ -20,6 +21,10 @@ from peftcli.train.fast.linear import (
     room_for_output,
 )
 from peftcli.train.fast.lora import Group
+
+FEWEST, MOST = 1024, 4096
+"""Tokens that a `lean` MLP takes at a time: half of all, but no fewer, for products of few rows are
+slow, and no more."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,11 @@ class Heads:
 
 
 class QueryKeyValue(torch.autograd.Function):
-    """(tokens x hidden) -> rotated queries and keys, and values: (tokens x heads x width) each."""
+    """(tokens x hidden) -> rotated queries and keys, values: (tokens x heads x width); and `x`.
+
+    What uses the stream later takes it from here, so that its gradient arrives with the others and
+    is added where the norm's is made.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, heads: Heads, cos: Tensor, sin: Tensor, *_: Any) -> Any:
@@ -50,25 +59,22 @@ class QueryKeyValue(torch.autograd.Function):
         if heads.query_norm is not None and heads.key_norm is not None:
             (q, scales[0]), (k, scales[1]) = _each(q, heads.query_norm), _each(k, heads.key_norm)
         ctx.save_for_backward(x, low, rstd, cos, sin, y if scales[0] is not None else None, *scales)
-        ops.rope(q, cos, sin, 1, q)
-        ops.rope(k, cos, sin, 1, k)
-        return q, k, v
+        ops.rope([q, k], cos, sin, 1, [q, k])
+        return q, k, v, x
 
     @staticmethod
-    def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> Any:
+    def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor, skip: Tensor) -> Any:
         x, low, rstd, cos, sin, y, *scales = ctx.saved_tensors
         heads: Heads = ctx.heads
         room = room_for_output(heads.group, x)
         parts = heads.split(room[:, : heads.group.weights.outputs])
-        ops.rope(_whole_heads(dq), cos, sin, -1, parts[0])
-        ops.rope(_whole_heads(dk), cos, sin, -1, parts[1])
+        ops.rope([_whole_heads(d) for d in (dq, dk, dv)], cos, sin, -1, parts)
         if y is not None:
             norms: Any = (heads.query_norm, heads.key_norm)
             for part, raw, norm, scale in zip(parts, heads.split(y), norms, scales, strict=False):
                 part.copy_(_each_backward(part, raw, norm, scale))
-        parts[2].copy_(dv)
         dx, found = backward_normed(
-            heads.group, room, room, x, low, heads.norm, rstd, None, ctx.needs_input_grad[0]
+            heads.group, room, room, x, low, heads.norm, rstd, skip, ctx.needs_input_grad[0]
         )
         return dx, None, None, None, *found
 
@@ -97,20 +103,31 @@ class Output(torch.autograd.Function):
 class GatedMlp(torch.autograd.Function):
     """norm -> silu(gate) * up -> down, added to its input if `adds`: (tokens x hidden) -> the same.
 
-    Keeps the input, gate and up; the product of the two is made again in the backward pass.
+    Keeps the input, gate and up; the product of the two is made again in the backward pass. A
+    `lean` one has that product, and its gradient, for a part of the tokens at a time.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, norm: Norm, gate_up: Group, down: Group, adds: bool, *_: Any
+        ctx: Any,
+        x: Tensor,
+        norm: Norm,
+        gate_up: Group,
+        down: Group,
+        adds: bool,
+        lean: bool,
+        *_: Any,
     ) -> Tensor:
         wide, rstd = normed(gate_up, x, norm)
         room = room_for_output(gate_up, x)
         both, low = forward_in_place(gate_up, wide, room)
         del wide
-        wide = down.weights.gated(both)
-        y, down_low = forward_in_place(down, wide, add=x if adds else None)
-        ctx.norm, ctx.gate_up, ctx.down, ctx.adds = norm, gate_up, down, adds
+        ctx.norm, ctx.gate_up, ctx.down, ctx.adds, ctx.lean = norm, gate_up, down, adds, lean
+        most = _most(len(x), lean, beside=again())
+        if adds and again():  # an adapter would read the output
+            y, down_low = unread(x), _low_of_product(down, both, most)
+        else:
+            y, down_low = _down(down, both, x if adds else None, most)
         ctx.save_for_backward(x, rstd, room, low, down_low)
         return y
 
@@ -118,18 +135,74 @@ class GatedMlp(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> Any:
         x, rstd, room, low, down_low = ctx.saved_tensors
         dy = dy.contiguous()
-        dlow = backward_low(ctx.down, dy)
-        dproduct = ctx.down.weights.backward(dy, None)  # the factors' share is added later
-        wide, a_grads = ctx.gate_up.weights.gated_backward(
-            dproduct, room, dlow, ctx.down.weights.shadow_a
-        )
-        del dproduct
+        wide, a_grads = _backward_of_product(ctx.gate_up, ctx.down, dy, room, ctx.lean)
         down_found = backward_factors(ctx.down, dy, down_low, a_grads)
         skip = dy if ctx.adds else None
         dx, found = backward_normed(
             ctx.gate_up, room, wide, x, low, ctx.norm, rstd, skip, ctx.needs_input_grad[0]
         )
-        return dx, None, None, None, None, *found, *down_found
+        return dx, None, None, None, None, None, *found, *down_found
+
+
+def _down(down: Group, both: Tensor, add: Tensor | None, most: int) -> tuple[Tensor, Tensor | None]:
+    """The down projection of h = silu(gate) * up, plus `add`; and h A' (None without adapters)."""
+    parts = _parts(len(both), most)
+    if len(parts) == 1:
+        return forward_in_place(down, down.weights.gated(both), add=add)
+    down = down.held()
+    y = both.new_empty(len(both), down.weights.outputs)
+    lows: list[Tensor | None] = []
+    for rows in parts:
+        wide = down.weights.gated(both[rows])
+        added = None if add is None else add[rows]
+        lows.append(forward_in_place(down, wide, y[rows], added)[1])
+        del wide  # before the next part is made
+    return y, _joined(lows)
+
+
+def _low_of_product(down: Group, both: Tensor, most: int) -> Tensor | None:
+    """h A' of h = silu(gate) * up, which the backward pass of the down projection reads."""
+    if not down.columns:
+        return None
+    weights = down.weights
+    return _joined([weights.low(weights.gated(both[x])) for x in _parts(len(both), most)])
+
+
+def _joined(lows: list[Tensor | None]) -> Tensor | None:
+    found = [low for low in lows if low is not None]
+    return torch.cat(found) if found else None
+
+
+def _backward_of_product(
+    gate_up: Group, down: Group, dy: Tensor, room: Tensor, lean: bool
+) -> tuple[Any, Tensor | None]:
+    """Turns gate and up in `room` into their gradients; these in the form of the weights.
+
+    The gradient of the down projection's A matrices comes second.
+    """
+    dlow, down = backward_low(down, dy), down.held()
+    parts = _parts(len(dy), _most(len(dy), lean and gate_up.weights.in_room))
+    wide, total = None, None
+    for rows in parts:  # the factors' share of dproduct is added later
+        dproduct = down.weights.backward(dy[rows], None)
+        wide, a_grads = gate_up.weights.gated_backward(
+            dproduct, room[rows], None if dlow is None else dlow[rows], down.weights.shadow_a
+        )
+        del dproduct
+        total = a_grads if total is None or a_grads is None else total.add_(a_grads)
+    return wide if len(parts) == 1 else room, total
+
+
+def _most(tokens: int, lean: bool, *, beside: bool = True) -> int:
+    """Tokens at a time; half of them matters `beside` what the layer keeps to go backward."""
+    if not lean:
+        return tokens
+    return max(FEWEST, min(-(-tokens // 2), MOST)) if beside else MOST
+
+
+def _parts(tokens: int, most: int) -> list[slice]:
+    """All tokens, so many at a time."""
+    return [slice(start, start + most) for start in range(0, tokens, most)]
 
 
 class NormRows(torch.autograd.Function):

@@ -42,7 +42,9 @@ class Coded:
 class Fp8:
     """A group in 8 bits; the model's parameters become views of the codes."""
 
-    def __init__(self, layers: list[nn.Linear], columns: int) -> None:
+    in_room = False
+
+    def __init__(self, layers: list[nn.Linear], columns: int, apart: bool = False) -> None:
         first = layers[0].weight
         self.inputs = first.shape[1]
         self.outputs = sum(layer.weight.shape[0] for layer in layers)
@@ -58,6 +60,9 @@ class Fp8:
             layer.weight.data = self.codes[rows]  # which frees the 16-bit weight
             start = rows.stop
         self._ones = torch.ones(1, self.inputs, dtype=torch.float32, device=first.device)
+
+    def held(self) -> Fp8:
+        return self
 
     def room(self, like: Tensor, columns: int) -> Tensor:
         """Nothing is kept beside it: the products want rows that lie end to end."""

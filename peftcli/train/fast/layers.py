@@ -6,6 +6,7 @@ gated MLP with SiLU; with LoRA on any of its linears, or bottleneck adapters aft
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
 from peftcli.train.attention import borders_of, rows_apart
+from peftcli.train.fast.again import run_checkpointed
 from peftcli.train.fast.blocks import GatedMlp, Heads, Output, QueryKeyValue
 from peftcli.train.fast.bottleneck import AddBottleneck, Bottleneck, fits, read_bottleneck
 from peftcli.train.fast.linear import Norm
 from peftcli.train.fast.lora import Group, Shadows, Unsupported, check
+from peftcli.train.fast.offload import Offloading
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class FastLayer:
     gate_up: Group
     down: Group
     down_adapter: Bottleneck | None
+    lean: bool
+    """Whether memory counts more than the last percent of speed, as with checkpointing."""
 
     def forward(
         self,
@@ -50,7 +54,7 @@ class FastLayer:
         x = hidden_states.reshape(rows * tokens, hidden)
         cos, sin = position_embeddings
         angles = cos.reshape(len(x), -1), sin.reshape(len(x), -1)
-        mixed = self._mix(x, angles, rows, cu_seq_lens_q, max_length_q)
+        mixed, x = self._mix(x, angles, rows, cu_seq_lens_q, max_length_q)
         x = self._mlp(self._output(mixed, x))
         return x.view(rows, tokens, hidden)
 
@@ -61,8 +65,9 @@ class FastLayer:
         rows: int,
         borders: Tensor | None,
         longest: int,
-    ) -> Tensor:
-        q, k, v = QueryKeyValue.apply(x, self.heads, *angles, *self.heads.group.parameters())
+    ) -> tuple[Tensor, Tensor]:
+        """The attention's output, and the stream for what comes after it."""
+        q, k, v, x = QueryKeyValue.apply(x, self.heads, *angles, *self.heads.group.parameters())
         tokens = len(x) // rows
         if borders is None and self.window is not None and self.window < tokens:
             borders, longest = borders_of(rows, tokens, x.device), tokens
@@ -70,7 +75,7 @@ class FastLayer:
             mixed = _full_rows(q, k, v, rows, self.scale)
         else:
             mixed = rows_apart(q, k, v, borders, longest, self.scale, self.window)
-        return mixed.reshape(len(x), -1)
+        return mixed.reshape(len(x), -1), x
 
     def _output(self, mixed: Tensor, x: Tensor) -> Tensor:
         adapter = self.out_adapter
@@ -81,16 +86,32 @@ class FastLayer:
     def _mlp(self, x: Tensor) -> Tensor:
         adapter, groups = self.down_adapter, (self.gate_up, self.down)
         parameters = [p for group in groups for p in group.parameters()]
-        y: Tensor = GatedMlp.apply(x, self.mlp_norm, *groups, adapter is None, *parameters)
+        y: Tensor = GatedMlp.apply(
+            x, self.mlp_norm, *groups, adapter is None, self.lean, *parameters
+        )
         return y if adapter is None else AddBottleneck.apply(y, x, adapter, *adapter.masters)
 
 
-def install(layers: list[nn.Module], shadows: Shadows, checkpointing: bool) -> None:
-    """Give every layer its fast forward; raises Unsupported, and changes nothing, if one cannot."""
+def install(
+    layers: list[nn.Module],
+    shadows: Shadows,
+    checkpointing: bool,
+    offload: bool = False,
+    lowest: int | None = None,
+) -> None:
+    """Give every layer its fast forward; raises Unsupported, and changes nothing, if one cannot.
+
+    With `offload`, the inputs that checkpointing keeps wait in host memory; with `lowest`, so many
+    layers are checkpointed.
+    """
     for layer in layers:
         check_layer(layer)
-    for layer in layers:
-        _replace_forward(prepare(layer, shadows), checkpointing)
+    offloading = Offloading(len(layers)) if offload else None
+    for index, layer in enumerate(layers):
+        run = run_checkpointed if offloading is None else offloading.runner(index, layer)
+        fast = prepare(layer, shadows, lean=checkpointing)
+        again = checkpointing and (lowest is None or index < lowest)
+        _replace_forward(fast, run if again else None)
 
 
 def check_layer(layer: Any) -> None:
@@ -112,7 +133,7 @@ def check_layer(layer: Any) -> None:
             read_norm(norm)
 
 
-def prepare(layer: Any, shadows: Shadows) -> FastLayer:
+def prepare(layer: Any, shadows: Shadows, *, lean: bool = False) -> FastLayer:
     """The fast form of a decoder layer that `check_layer` found fit."""
     attention, mlp = layer.self_attn, layer.mlp
     query_norm = getattr(attention, "q_norm", None)
@@ -132,9 +153,10 @@ def prepare(layer: Any, shadows: Shadows) -> FastLayer:
         out=shadows.group([attention.o_proj]),
         out_adapter=read_bottleneck(attention.o_proj, shadows),
         mlp_norm=read_norm(layer.post_attention_layernorm),
-        gate_up=shadows.group([mlp.gate_proj, mlp.up_proj]),
+        gate_up=shadows.group([mlp.gate_proj, mlp.up_proj], apart=lean),
         down=shadows.group([mlp.down_proj]),
         down_adapter=read_bottleneck(mlp.down_proj, shadows),
+        lean=lean,
     )
 
 
@@ -146,11 +168,10 @@ def _full_rows(q: Tensor, k: Tensor, v: Tensor, rows: int, scale: float) -> Tens
     return out.transpose(1, 2)
 
 
-def _replace_forward(fast: FastLayer, checkpointing: bool) -> None:
+def _replace_forward(fast: FastLayer, checkpointed: Callable[..., Tensor] | None) -> None:
     def forward(_: nn.Module, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        if checkpointing and torch.is_grad_enabled():
-            made: Tensor = checkpoint(fast.forward, hidden_states, use_reentrant=False, **kwargs)
-            return made
+        if checkpointed is not None and torch.is_grad_enabled():
+            return checkpointed(fast.forward, hidden_states, **kwargs)
         return fast.forward(hidden_states, **kwargs)
 
     fast.layer.forward = MethodType(forward, fast.layer)

@@ -8,7 +8,7 @@ alpha / rank, beside the frozen weights.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,10 @@ class Group:
     columns: int
     """Sum of the ranks, rounded up; 0 where no layer of the group has an adapter."""
 
+    def held(self) -> Group:
+        """The same, ready for several products in a row."""
+        return replace(self, weights=self.weights.held())
+
     def parameters(self) -> list[Tensor | None]:
         """A and B of each layer, as autograd sees them."""
         found: list[Tensor | None] = []
@@ -61,7 +65,7 @@ class Group:
 class Shadows:
     """Copies of the trained factors in the dtype of the computation."""
 
-    hold: Callable[[list[Any], int], Weights] = weights_of
+    hold: Callable[[list[Any], int, bool], Weights] = weights_of
     """Takes the frozen weights of a group over."""
     masters: list[Tensor] = field(default_factory=list)
     copies: list[Tensor] = field(default_factory=list)
@@ -103,13 +107,16 @@ class Shadows:
         self.scales.append(1.0)
         return copy
 
-    def group(self, layers: list[nn.Module]) -> Group:
-        """The group of plain or LoRA linears that `check` has found fit."""
+    def group(self, layers: list[nn.Module], *, apart: bool = False) -> Group:
+        """The group of plain or LoRA linears that `check` has found fit.
+
+        With `apart`, 4-bit weights of its layers are never in 16 bits together.
+        """
         bases: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
         pairs = [_pair(layer) for layer in layers]
         ranks = [0 if pair is None else pair[0].shape[0] for pair in pairs]
         columns = -(-sum(ranks) // ALIGNMENT) * ALIGNMENT
-        weights = self.hold(bases, columns)
+        weights = self.hold(bases, columns, apart)
         sizes = [base.out_features for base in bases]
         factors: list[Factors | None] = []
         row = column = 0

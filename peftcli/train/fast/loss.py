@@ -15,6 +15,9 @@ from torch import Tensor
 from peftcli.train.fast import ops
 
 TILE_BYTES = 256 * 2**20
+PARTS, FEWEST = 4, 512
+"""Tiles of a short micro-batch, so that its logits are no more than the rest; and rows of a tile
+below which the products would be slow."""
 
 
 class HeadLoss(torch.autograd.Function):
@@ -31,7 +34,7 @@ class HeadLoss(torch.autograd.Function):
         needs_gradient = ctx.needs_input_grad[0]
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.zeros_like(hidden) if needs_gradient else None
-        rows = tile_rows(head)
+        rows = tile_rows(head, len(hidden))
         for index, target in zip(
             torch.split(trained, rows), torch.split(targets, rows), strict=True
         ):
@@ -52,7 +55,8 @@ class HeadLoss(torch.autograd.Function):
         return gradient * grad.to(gradient.dtype), None, None, None, None
 
 
-def tile_rows(head: Tensor) -> int:
-    """Rows of logits held at a time."""
-    rows = TILE_BYTES // (head.shape[0] * head.element_size())
-    return max(64, rows // 64 * 64)
+def tile_rows(head: Tensor, tokens: int) -> int:
+    """Rows of logits held at a time, of `tokens` in all."""
+    most = TILE_BYTES // (head.shape[0] * head.element_size())
+    wanted = max(FEWEST, -(-tokens // PARTS))
+    return min(max(64, most // 64 * 64), -(-wanted // 64) * 64)

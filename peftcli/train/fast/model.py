@@ -50,12 +50,19 @@ class FastModel:
 
 
 def accelerate(
-    model: PreTrainedModel | PeftModel, checkpointing: bool = False, *, fp8: bool = False
+    model: PreTrainedModel | PeftModel,
+    checkpointing: bool = False,
+    *,
+    offload: bool = False,
+    lowest: int | None = None,
+    fp8: bool = False,
 ) -> FastModel:
     """Put the fused functions into `model`; raises Unsupported, changing nothing, where it cannot.
 
     The model's own forward pass is gone afterwards: it is for training and for held-out loss. With
-    `fp8` the weights of its layers are turned into 8 bits, layer by layer.
+    `offload`, what `checkpointing` keeps of the layers waits in host memory; with `lowest`, it is
+    of that many layers only. With `fp8` the weights of its layers are turned into 8 bits, layer by
+    layer.
     """
     causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     config = causal.config
@@ -68,7 +75,7 @@ def accelerate(
         raise Unsupported("float16")
     shadows = Shadows(Fp8) if fp8 else Shadows()
     norm = layers.read_norm(causal.model.norm)
-    layers.install(list(causal.model.layers), shadows, checkpointing)
+    layers.install(list(causal.model.layers), shadows, checkpointing, offload, lowest)
     if fp8 and head.weight.is_cuda:
         torch.cuda.empty_cache()  # the 16-bit weights leave gaps that activations do not fill
 

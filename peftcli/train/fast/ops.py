@@ -103,20 +103,23 @@ def add_(y: Tensor, low: Tensor | None, factors: Tensor, add: Tensor | None) -> 
     return y if add is None else y.add_(add)
 
 
-def rope(states: Tensor, cos: Tensor, sin: Tensor, sign: int, out: Tensor) -> None:
-    """Rotate (tokens x heads x width) by (tokens x width) angles into `out`, which may be the same.
+def rope(heads: list[Tensor], cos: Tensor, sin: Tensor, sign: int, out: list[Tensor]) -> None:
+    """Rotate queries and keys (tokens x heads x width each) by (tokens x width) angles into `out`.
 
-    Sign -1 rotates back.
+    Sign -1 rotates back. `out` may be the same; values are copied, if they come third.
     """
-    if states.is_cuda:
+    if cos.is_cuda:
         from peftcli.train.fast import triton_ops
 
-        return triton_ops.rope(states, cos, sin, sign, out)
-    half = states.shape[-1] // 2
-    first, second = states[..., :half].clone(), states[..., half:].clone()
+        return triton_ops.rope(heads, cos, sin, sign, out)
+    half = cos.shape[-1] // 2
     c, s = cos[:, None, :half], sign * sin[:, None, :half]
-    out[..., :half] = first * c - second * s
-    out[..., half:] = second * c + first * s
+    for states, room in zip(heads[:2], out, strict=False):
+        first, second = states[..., :half].clone(), states[..., half:].clone()
+        room[..., :half] = first * c - second * s
+        room[..., half:] = second * c + first * s
+    for states, room in zip(heads[2:], out[2:], strict=True):
+        room.copy_(states)
     return None
 
 

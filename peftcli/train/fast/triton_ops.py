@@ -117,32 +117,52 @@ def swiglu_backward(dh: Tensor, both: Tensor) -> None:
 
 @triton.jit
 def _rope_kernel(
-    states, out, cos, sin, stride, out_stride, rope_stride, heads, SIGN: tl.constexpr,
-    HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr,
+    q, k, v, q_out, k_out, v_out, cos, sin, rope_stride, q_stride, k_stride, v_stride,
+    q_out_stride, k_out_stride, v_out_stride, q_heads, k_heads,
+    SIGN: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
+    which = tl.program_id(1)
+    states, out = q, q_out
+    if which == 1:
+        states, out = k, k_out
+    if which == 2:
+        states, out = v, v_out
+    heads = tl.where(which == 0, q_heads, k_heads)
+    stride = tl.where(which == 0, q_stride, tl.where(which == 1, k_stride, v_stride))
+    other = tl.where(which == 1, k_out_stride, v_out_stride)
+    out_stride = tl.where(which == 0, q_out_stride, other)
     column = tl.arange(0, WIDTH)
     inside = column < HALF
-    c = tl.load(cos + row * rope_stride + column, mask=inside, other=0.0).to(tl.float32)[None, :]
-    s = tl.load(sin + row * rope_stride + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     head = tl.arange(0, HEADS)
     within = head[:, None] * (2 * HALF) + column[None, :]
     mask = (head < heads)[:, None] & inside[None, :]
     first = tl.load(states + row * stride + within, mask=mask, other=0.0)
-    second = tl.load(states + row * stride + within + HALF, mask=mask, other=0.0).to(tl.float32)
-    a = first.to(tl.float32)
+    second = tl.load(states + row * stride + within + HALF, mask=mask, other=0.0)
     at = out + row * out_stride + within
-    tl.store(at, (a * c - SIGN * second * s).to(first.dtype), mask=mask)
-    tl.store(at + HALF, (second * c + SIGN * a * s).to(first.dtype), mask=mask)
+    if which == 2:
+        tl.store(at, first, mask=mask)
+        tl.store(at + HALF, second, mask=mask)
+    else:
+        c = tl.load(cos + row * rope_stride + column, mask=inside, other=0.0).to(tl.float32)
+        s = tl.load(sin + row * rope_stride + column, mask=inside, other=0.0).to(tl.float32)
+        c, s = c[None, :], s[None, :]
+        a, b = first.to(tl.float32), second.to(tl.float32)
+        tl.store(at, (a * c - SIGN * b * s).to(first.dtype), mask=mask)
+        tl.store(at + HALF, (b * c + SIGN * a * s).to(first.dtype), mask=mask)
 
 
-def rope(states: Tensor, cos: Tensor, sin: Tensor, sign: int, out: Tensor) -> None:
-    """Rotate (tokens x heads x width) into `out`, which may be the same; sign -1 rotates back."""
-    tokens, heads, width = states.shape
+def rope(heads: list[Tensor], cos: Tensor, sin: Tensor, sign: int, out: list[Tensor]) -> None:
+    """What `ops.rope` does, in one launch."""
+    q, k, v = (*heads, heads[1])[:3]
+    q_out, k_out, v_out = (*out, out[1])[:3]
+    tokens, most, width = q.shape
     half = width // 2
-    _rope_kernel[(tokens,)](
-        states, out, cos, sin, states.stride(0), out.stride(0), cos.stride(0), heads,
-        SIGN=sign, HEADS=triton.next_power_of_2(heads), HALF=half,
+    _rope_kernel[(tokens, len(heads))](
+        q, k, v, q_out, k_out, v_out, cos, sin, cos.stride(0),
+        q.stride(0), k.stride(0), v.stride(0), q_out.stride(0), k_out.stride(0), v_out.stride(0),
+        most, k.shape[1],
+        SIGN=sign, HEADS=triton.next_power_of_2(max(most, k.shape[1])), HALF=half,
         WIDTH=triton.next_power_of_2(half), num_warps=4,
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ multiplied as they are, and the factors' share is added.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +37,12 @@ class Weights(Protocol):
     """(columns of the update x inputs): the A matrices."""
     shadow_b: Tensor
     """(outputs x columns of the update): the scaled B matrices, block by block."""
+    in_room: bool
+    """Whether `gated_backward` gives the room itself back, so that it can be called for some of
+    its rows after the other."""
+
+    def held(self) -> Weights:
+        """These, ready for several products; no other group may be used in between."""
 
     def room(self, like: Tensor, columns: int) -> Tensor:
         """(tokens x columns or more), of which an input or output takes the first columns."""
@@ -83,10 +90,14 @@ class Matrix:
     outputs: int
     shadow_a: Tensor
     shadow_b: Tensor
+    in_room = True
 
     def matrix(self) -> Tensor:
         """(outputs + columns x inputs + columns); of 4-bit layers until any group's next call."""
         raise NotImplementedError
+
+    def held(self) -> Matrix:
+        return self
 
     def room(self, like: Tensor, columns: int) -> Tensor:
         return aligned(len(like), columns + len(self.shadow_a), like.dtype, like.device)
@@ -181,16 +192,76 @@ class Quantized(Matrix):
         self.shadow_b = torch.zeros(self.outputs, columns, **kind)
 
     def matrix(self) -> Tensor:
+        return self._expanded(0, len(self.packed))
+
+    def held(self) -> Matrix:
+        return Expanded(self)
+
+    def _expanded(self, first: int, end: int) -> Tensor:
+        """The rows of some of the layers; those of A below the last layer's."""
+        start = sum(self.rows[:first])
+        outputs = sum(self.rows[first:end])
         columns = len(self.shadow_a)
-        out = _scratch(self.outputs + columns, self.inputs + columns, self.shadow_a)
+        below = columns if end == len(self.packed) else 0
+        out = _scratch(outputs + below, self.inputs + columns, self.shadow_a)
         if columns:
-            out[self.outputs :, : self.inputs].copy_(self.shadow_a)
-            out[: self.outputs, self.inputs :].copy_(self.shadow_b)
-        start = 0
-        for weight, rows in zip(self.packed, self.rows, strict=True):
-            _expand(weight, out[start : start + rows, : self.inputs])
-            start += rows
+            out[outputs:, : self.inputs].copy_(self.shadow_a[:below])
+            out[:outputs, self.inputs :].copy_(self.shadow_b[start : start + outputs])
+        row = 0
+        for weight, rows in zip(self.packed[first:end], self.rows[first:end], strict=True):
+            _expand(weight, out[row : row + rows, : self.inputs])
+            row += rows
         return out
+
+
+class Expanded(Matrix):
+    """A group in 4 bits in its room, which the next group to be expanded takes."""
+
+    def __init__(self, group: Quantized) -> None:
+        self.inputs, self.outputs = group.inputs, group.outputs
+        self.shadow_a, self.shadow_b = group.shadow_a, group.shadow_b
+        self._matrix = group.matrix()
+
+    def matrix(self) -> Tensor:
+        return self._matrix
+
+
+class Apart(Quantized):
+    """A group in 4 bits whose layers are expanded and multiplied one after the other.
+
+    That halves the room that gate and up need, for one more pass over the gradient of their input.
+    """
+
+    def forward_in_place(
+        self, wide: Tensor, low: Tensor | None, bias: Tensor | None, out: Tensor | None,
+        add: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        if low is not None:
+            wide[:, self.inputs :] = low
+        y = wide.new_empty(len(wide), self.outputs) if out is None else out[:, : self.outputs]
+        for layer, rows in enumerate(self._places()):
+            matrix = self._expanded(layer, layer + 1)[: rows.stop - rows.start].T
+            if bias is None:
+                torch.mm(wide, matrix, out=y[:, rows])
+            else:
+                torch.addmm(bias[rows], wide, matrix, out=y[:, rows])
+        return y if add is None else y.add_(add)
+
+    def backward_in_place(self, wide: Tensor, dlow: Tensor | None) -> Tensor:
+        if dlow is not None:
+            wide[:, self.outputs :] = dlow
+        dx = None
+        for layer, rows in enumerate(self._places()):
+            matrix = self._expanded(layer, layer + 1)[:, : self.inputs]
+            part = wide[:, rows.start : rows.start + len(matrix)]
+            dx = part @ matrix if dx is None else dx.addmm_(part, matrix)
+        assert dx is not None  # a group has layers
+        return dx
+
+    def _places(self) -> list[slice]:
+        """The outputs of each layer."""
+        ends = list(accumulate(self.rows))
+        return [slice(end - rows, end) for end, rows in zip(ends, self.rows, strict=True)]
 
 
 def forget_room() -> None:
@@ -203,10 +274,10 @@ def aligned(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -
     return torch.empty(rows, _stride(columns), dtype=dtype, device=device)[:, :columns]
 
 
-def weights_of(layers: list[Any], columns: int) -> Weights:
-    """The weights of plain or 4-bit linears that share an input."""
+def weights_of(layers: list[Any], columns: int, apart: bool = False) -> Weights:
+    """The weights of plain or 4-bit linears that share an input; `apart` is for the latter."""
     if hasattr(layers[0].weight, "quant_state"):
-        return Quantized(layers, columns)
+        return Apart(layers, columns) if apart else Quantized(layers, columns)
     return Resident(layers, columns)
 
 

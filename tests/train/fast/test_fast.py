@@ -6,16 +6,20 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from tiny_models import tiny_config
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from peftcli.methods.bottleneck_tuner import BottleneckConfig
 from peftcli.recipe.checks import FUSED
 from peftcli.train import attention
 from peftcli.train.batches import Batches, model_inputs
+from peftcli.train.fast import blocks
 from peftcli.train.fast.lora import Unsupported
 from peftcli.train.fast.model import accelerate
+from peftcli.train.fast.weights import weights_of
 
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -129,10 +133,17 @@ def test_bottleneck_adapters_have_the_gradients_of_their_modules(
         assert (found[name] - gradient).norm() < 1e-5 * gradient.norm(), name
 
 
-def test_checkpointed_layers_give_the_same_gradients() -> None:
+@pytest.mark.parametrize("fewest", [1024, 8], ids=["whole", "in parts"])
+@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("family", sorted(FUSED))
+def test_checkpointed_layers_give_the_same_gradients(
+    family: str, targets: list[str], fewest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "FEWEST", fewest)  # of 33 tokens
+    monkeypatch.setattr(blocks, "MOST", fewest + 2)
     one, found = torch.ones((), dtype=torch.float64), []
     for checkpointing in (False, True):
-        model = adapted("llama", ADAPTED)
+        model = adapted(family, targets)
         (batch,) = Batches(0, 4, 12, apart=True)(rows())["micro_batches"]
         kept: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(
@@ -143,8 +154,96 @@ def test_checkpointed_layers_give_the_same_gradients() -> None:
         found.append((gradients(model), sum(kept)))
     (wanted, whole), (again, less) = found
     assert less < whole
+    assert again.keys() == wanted.keys()
     for name, gradient in again.items():
         torch.testing.assert_close(gradient, wanted[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("lowest", [1, 2])
+def test_some_layers_checkpointed_keep_less_than_none_and_more_than_all(lowest: int) -> None:
+    found, sizes = [], []
+    for some in (None, lowest, 0):  # all, some, none
+        model = adapted("llama", ADAPTED)
+        layers = model.get_base_model().config.num_hidden_layers
+        (batch,) = Batches(0, 4, 12, apart=True)(rows())["micro_batches"]
+        kept: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, kept=kept: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
+        ):
+            fast = accelerate(model, True, lowest=some)
+            fast.loss(batch, torch.ones((), dtype=torch.float64)).backward()
+        found.append(gradients(model))
+        sizes.append(sum(kept))
+    assert sizes[0] <= sizes[1] < sizes[2]
+    assert (sizes[0] == sizes[1]) == (lowest >= layers)
+    for other in found[:2]:
+        for name, gradient in found[2].items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("fewest", [1024, 8], ids=["whole", "in parts"])
+def test_checkpointed_bottlenecks_give_the_same_gradients(
+    fewest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "FEWEST", fewest)
+    monkeypatch.setattr(blocks, "MOST", fewest + 2)
+    found = []
+    for checkpointing in (False, True):
+        model = with_bottlenecks("llama")
+        (batch,) = Batches(0, 4, 12, apart=True)(rows())["micro_batches"]
+        one = torch.ones((), dtype=torch.float64)
+        accelerate(model, checkpointing).loss(batch, one).backward()
+        found.append(gradients(model))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_a_layer_computed_again_leaves_out_its_last_product() -> None:
+    """Nobody reads the layer's output a second time, and its down projection keeps none."""
+    counts = []
+    for checkpointing in (False, True):
+        model = adapted("llama", ADAPTED)
+        (batch,) = Batches(0, 4, 12, apart=True)(rows())["micro_batches"]
+        fast = accelerate(model, checkpointing)
+        with FlopCounterMode(display=False) as counter:
+            fast.loss(batch, torch.ones((), dtype=torch.float64)).backward()
+        counts.append(counter.get_total_flops())
+    inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
+    borders = {"cu_seq_lens_q": batch["cu_seq_lens"], "max_length_q": batch["longest"]}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        fast.body(**inputs, **borders, use_cache=False)
+    config = model.get_base_model().config
+    columns = config.intermediate_size + 8  # the factors of the update, rounded up
+    tokens = batch["input_ids"].numel()
+    left_out = 2 * tokens * columns * config.hidden_size * config.num_hidden_layers
+    assert counts[1] - counts[0] == counter.get_total_flops() - left_out
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("columns", [0, 8])
+def test_four_bit_layers_are_the_same_one_after_the_other(columns: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    layers = [Linear4bit(64, size, bias=False, quant_type="nf4") for size in (96, 32, 160)]
+    for layer in layers:  # quantised on its way to where it is
+        layer.to("cpu")
+    x, dy = torch.randn(21, 64), torch.randn(21, 288)
+    biases = torch.randn(288) if bias else None
+    found = []
+    for apart in (False, True):
+        weights = weights_of(layers, columns, apart)
+        torch.manual_seed(1)
+        weights.shadow_a.normal_()
+        weights.shadow_b.normal_()
+        wide, out, gradient = weights.room(x, 64), weights.room(x, 288), weights.room(dy, 288)
+        wide[:, :64], gradient[:, :288] = x, dy
+        low = weights.low(wide)
+        dlow = dy @ weights.shadow_b if columns else None
+        y = weights.forward_in_place(wide, low, biases, out, add=dy)
+        assert y.data_ptr() == out.data_ptr()
+        alone = weights.forward_in_place(wide, low, biases, None)
+        found.append([y.clone(), alone, weights.backward_in_place(gradient, dlow)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
 
 
 def test_a_step_of_the_optimizer_reaches_the_copies() -> None:

@@ -79,18 +79,29 @@ def test_swiglu_and_its_gradient(columns: int, dtype: torch.dtype) -> None:
     near(both, plain[0], dtype)
 
 
-@pytest.mark.parametrize(("heads", "width"), [(3, 16), (8, 128), (1, 80)])
+@pytest.mark.parametrize(("heads", "shared", "width"), [(3, 1, 16), (8, 2, 128), (1, 1, 80)])
 @pytest.mark.parametrize("sign", [1, -1])
-def test_rope(heads: int, width: int, sign: int, dtype: torch.dtype) -> None:
-    states = made(6, heads, width, dtype=dtype)
+def test_rope(heads: int, shared: int, width: int, sign: int, dtype: torch.dtype) -> None:
+    sizes = [heads, shared, shared]
+    states = [made(6, size, width, dtype=dtype) for size in sizes]
     angles = torch.randn(6, width // 2).repeat(1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-    wanted, room = torch.empty_like(states.cpu()), made(6, 2 * heads, width, dtype=dtype)
-    ops.rope(states.cpu(), cos, sin, sign, wanted)
-    triton_ops.rope(states, cos.to(DEVICE), sin.to(DEVICE), sign, room[:, :heads])
-    near(room[:, :heads], wanted, dtype)
-    triton_ops.rope(states, cos.to(DEVICE), sin.to(DEVICE), sign, states)
-    near(states, wanted, dtype)
+    there = cos.to(DEVICE), sin.to(DEVICE)
+    plain = [x.cpu() for x in states]
+    wanted = [torch.empty_like(x) for x in plain]
+    ops.rope(plain, cos, sin, sign, wanted)
+    assert torch.equal(wanted[2], plain[2])
+    room = made(6, heads + 2 * shared + 1, width, dtype=dtype)
+    parts = list(room.split([*sizes, 1], 1))
+    rest = parts.pop().clone()
+    triton_ops.rope(states, *there, sign, parts)
+    for part, plain_part in zip(parts, wanted, strict=True):
+        near(part, plain_part, dtype)
+    assert torch.equal(room[:, -1:], rest)
+    triton_ops.rope(states[:2], *there, sign, states[:2])  # in place
+    for part, plain_part in zip(states[:2], wanted, strict=False):
+        near(part, plain_part, dtype)
+    assert torch.equal(states[2].cpu(), plain[2])
 
 
 @pytest.mark.parametrize("columns", [50, 5000])

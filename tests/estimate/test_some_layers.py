@@ -1,0 +1,102 @@
+"""Plans in which some layers are computed again, and others keep what they need."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from estimate_plans import low_rank, quantized
+
+from peftcli.architecture.config import linear_shapes
+from peftcli.estimate.duration import Lengths, flops_per_token, micro_batch_seconds
+from peftcli.estimate.facts import fused_step_of
+from peftcli.estimate.fit import candidates, choose, fewest_again, verdict
+from peftcli.estimate.gpus import GIB, find_gpu, unknown_gpu
+from peftcli.estimate.memory import training_peak
+from peftcli.estimate.plan import Plan
+
+NAME = "llama-3.1-8b"
+LAYERS = 32
+
+
+def fused(plan: Plan) -> Plan:
+    return replace(plan, step=fused_step_of(plan))
+
+
+PLANS = [
+    fused(quantized(NAME, batch=16, length=2048)),
+    fused(low_rank(NAME, batch=16, length=2048)),
+    fused(low_rank(NAME, batch=1, length=256, optimizer="sgd")),
+]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["qlora", "lora", "short"])
+def test_each_layer_more_saves_what_it_would_keep(plan: Plan) -> None:
+    peaks = [training_peak(plan.checkpointed(n)).size for n in range(1, LAYERS)]
+    steps = {round(a - b) for a, b in itertools.pairwise(peaks)}
+    if plan.tokens >= 2048:  # the fullest moment is one at which all kept activations are there
+        assert len(steps) == 1
+        assert steps.pop() > 0
+    else:
+        assert min(steps) >= 0
+    full = training_peak(plan.checkpointed("full")).size
+    assert plan.checkpointed(LAYERS) == plan.checkpointed("full")
+    assert full <= peaks[-1]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=["qlora", "lora", "short"])
+def test_time_lies_between_none_and_full(plan: Plan) -> None:
+    gpu, lengths = find_gpu("RTX 4090"), Lengths(plan.length, plan.length)
+    modes = ["none", 8, 24, "full"]
+    seconds = [micro_batch_seconds(plan.checkpointed(x), gpu, lengths) for x in modes]
+    assert seconds == sorted(seconds)
+    products = [sum(flops_per_token(plan.checkpointed(x), 2048)) for x in modes]
+    assert products[1] - products[0] == pytest.approx((products[3] - products[0]) / 4)
+    assert products[2] - products[0] == pytest.approx((products[3] - products[0]) * 3 / 4)
+
+
+def test_layers_below_the_lowest_adapter_are_not_computed_again() -> None:
+    plan = fused(low_rank(NAME))
+    last = tuple(linear_shapes(plan.architecture, "all-linear", [30, 31]))
+    plan = fused(replace(plan, targets=last))
+    none, some = (sum(flops_per_token(plan.checkpointed(x), 2048)) for x in ("none", 30))
+    assert none == some
+    peaks = [training_peak(plan.checkpointed(x)) for x in ("none", 30)]
+    activations = [
+        next(part.size for part in peak.parts if part.name == "activations") for peak in peaks
+    ]
+    assert activations[0] == activations[1]
+
+
+@pytest.mark.parametrize("gib", [8, 10, 11, 12, 14])
+def test_as_few_layers_as_the_card_asks_for(gib: int) -> None:
+    gpu, plans = unknown_gpu(gib), candidates(PLANS[0])
+    chosen = choose(plans, gpu)
+    assert chosen is not None
+    none = [plan for plan in plans if plan.mode == "none" and verdict(plan, gpu) == "fits"]
+    if none:
+        assert chosen in none
+        return
+    assert isinstance(chosen.mode, int)
+    assert verdict(chosen, gpu) == "fits"
+    assert verdict(chosen.checkpointed(chosen.mode - 1 or "none"), gpu) != "fits"
+    assert chosen == fewest_again(chosen.checkpointed("full"), gpu)
+
+
+def test_what_the_recipe_fixed_stays() -> None:
+    gpu = unknown_gpu(12)
+    for mode in ("full", 20):
+        plan = choose(candidates(PLANS[0], mode=mode), gpu)
+        assert plan is not None
+        assert plan.mode == mode
+    crowded = choose(candidates(PLANS[0], mode="none"), gpu, reserved=6 * GIB)
+    assert crowded is None
+
+
+def test_plain_layers_know_all_or_none() -> None:
+    plain = quantized("gemma-2-9b")
+    assert plain.checkpointed(7) == plain.checkpointed("full")
+    chosen = choose(candidates(plain), unknown_gpu(12))
+    assert chosen is not None
+    assert chosen.mode == "full"
