@@ -87,6 +87,21 @@ def test_the_dry_run_shows_rows_labels_and_plan_and_writes_nothing(
     assert report["trainable_parameters"] == 2 * 4 * (128 + 96 + 96 + 128 + 3 * 160)
 
 
+def test_a_dry_run_refuses_what_the_run_would_refuse_at_its_place(
+    base_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    file = recipe(tmp_path, base_model, rows)
+    taken = tmp_path / "notes.txt"
+    taken.write_text("mine")
+    for key, message in (
+        (f"output={taken}", f"output: {taken} is a file"),
+        ("training.report_to=[trackio]", "training.report_to: trackio is not installed"),
+    ):
+        done = inside("train", file, "--dry-run", "--set", key)
+        assert (done.code, message in done.error) == (2, True), done.error
+    assert taken.read_text() == "mine"
+
+
 ERRORS = [
     (["train", "absent.yaml"], 2, "error: absent.yaml: no such recipe"),
     (["train"], 2, "Missing argument"),

@@ -115,13 +115,13 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
         forward = (*forward, _gradients(held, 1.0, "of the micro-batches before"))
     cast = (*forward, *_base_copies(plan, forward=True))
     forward = (*forward, *_base_copies(plan))
-    backward = (*forward, *(_again(widest, wide) if plan.lowest is None else ()))
+    again = plan.checkpointing and plan.lowest is None  # the last layer, whose turn is first
+    backward = (*forward, *(_again(widest, wide) if again else ()))
     if plan.accumulation == 1 and plan.checkpointing:
         backward = (*backward, _first_gradients(plan, held), *_head_gradient(plan))
     nearly = 1 - 1 / plan.architecture.layers
     last = (_gradients(held, nearly, "of all layers but one"), *_again(widest, wide))
     ended = (_gradients(held, 1.0, "of all layers"), *_embedding_gradient(plan))
-    again = plan.checkpointing and plan.lowest is None
     passing = backward_moments(plan, wide, again=again)
     found = {name: (*backward, *parts) for name, parts in passing.items()}
     if plan.lowest is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from peftcli.data.report import SplitReport
@@ -11,7 +12,9 @@ from peftcli.dataset import samples
 from peftcli.events import Listener
 from peftcli.models import go_offline
 from peftcli.recipe.load import LoadedRecipe, leaves, resolved
+from peftcli.train.opening import check_place
 from peftcli.train.quiet import quiet_libraries
+from peftcli.train.refusals import check_trackers
 from peftcli.train.setting import Setting, settle
 
 SHOWN_ROWS = 3
@@ -34,7 +37,12 @@ class DryRun:
 
 
 def dry_run(loaded: LoadedRecipe, tell: Listener, *, offline: bool) -> DryRun:
-    """Prepare the rows and decide the plan; raises what `run` would raise up to there."""
+    """Prepare the rows and decide the plan; raises what `run` would raise up to there.
+
+    A folder that holds a run already is none of that: it may be looked at beside it.
+    """
+    check_place(Path(loaded.recipe.output))
+    check_trackers(loaded.recipe.training.report_to)
     quiet_libraries()
     if offline:
         go_offline()

@@ -24,16 +24,7 @@ def open_run(path: Path, *, resume: bool, overwrite: bool) -> RunDir:
             "--resume and --overwrite: one goes on with the run, the other removes it",
             "leave --overwrite away to go on",
         )
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"output: {path} is a file", "name a folder in `output`")
-    foreign = [item.name for item in _entries(path) if item.name not in OWN_NAMES]
-    foreign = [name for name in foreign if not name.startswith(".staging-")]
-    if foreign and not run.manifest.exists():
-        raise UsageError(
-            f"output: {path} holds files of something else ({', '.join(sorted(foreign)[:3])})",
-            "name an empty or new folder in `output`",
-        )
-    _check_kinds(path)
+    check_place(path)
     manifest = run.read_manifest()
     owner = holder(run.lock)
     if owner:
@@ -52,6 +43,20 @@ def open_run(path: Path, *, resume: bool, overwrite: bool) -> RunDir:
             "free disk space, or make it writable, or name another folder",
         ) from None
     return run
+
+
+def check_place(path: Path) -> None:
+    """Raise UsageError where a run folder cannot be; changes nothing."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"output: {path} is a file", "name a folder in `output`")
+    foreign = [item.name for item in _entries(path) if item.name not in OWN_NAMES]
+    foreign = [name for name in foreign if not name.startswith(".staging-")]
+    if foreign and not RunDir(path).manifest.exists():
+        raise UsageError(
+            f"output: {path} holds files of something else ({', '.join(sorted(foreign)[:3])})",
+            "name an empty or new folder in `output`",
+        )
+    _check_kinds(path)
 
 
 def sweep(run: RunDir) -> None:
