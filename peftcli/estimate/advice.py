@@ -59,7 +59,12 @@ class Advice:
 
 
 def advise(recipe: Recipe, plans: Plans, card: Card, most: int = 3) -> Advice:
-    """What to change in a recipe that does not fit, the cheapest for its user first."""
+    """What to change in a recipe that does not fit, the cheapest for its user first.
+
+    With `most` 0 only whether changes together make it fit, which takes less time.
+    """
+    if not most:
+        return Advice((), _together(recipe, plans, card))
     found = [change for change in _changes(recipe, plans, card) if change.saves > 0]
     peak = _peak(plans(recipe))
     worth = [change for change in found if change.fits or change.saves > WORTH * peak]

@@ -47,7 +47,7 @@ class Subject:
     rows: Rows
     price: float | None
 
-    def on(self, gpu: Gpu, recipe: Recipe | None = None) -> Estimate:
+    def on(self, gpu: Gpu, recipe: Recipe | None = None, *, brief: bool = False) -> Estimate:
         """The estimate on a GPU, of this recipe or of a variant of it."""
         return run(
             recipe or self.loaded.recipe,
@@ -55,6 +55,7 @@ class Subject:
             rows=self.rows,
             architecture=self.architecture,
             price=self.price,
+            brief=brief,
         )
 
 
@@ -159,7 +160,7 @@ def by_price() -> list[Gpu]:
 
 
 def _every_gpu(subject: Subject, *, as_json: bool) -> None:
-    found = [subject.on(gpu) for gpu in GPUS]
+    found = [subject.on(gpu, brief=not as_json) for gpu in GPUS]
     found.sort(key=lambda item: (not item.holds, item.memory.available_gib))
     if as_json:
         print(json.dumps({item.gpu: asdict(item) for item in found}, indent=2))

@@ -13,6 +13,7 @@ from peftcli.estimate.plan import Mode, Plan
 from peftcli.estimate.weights import weights
 
 Verdict = Literal["fits", "tight", "does not fit"]
+ABOUT = 1.015  # times the fastest: what a larger micro-batch gains is not worth the memory then
 MOST = 2**16  # rows at a time, or units of 64 tokens: nobody asks for more
 CALIBRATED = {  # families whose formula was checked against measurements or the real graph
     *("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
@@ -89,7 +90,7 @@ def modes(plan: Plan) -> tuple[Mode, ...]:
 def choose(
     plans: Iterable[Plan], gpu: Gpu, reserved: float = 0.0, lengths: Lengths | None = None
 ) -> Plan | None:
-    """The fastest plan that fits, or None; equally fast ones by the smaller peak.
+    """The fastest plan that fits, or None; of those that are about as fast the smallest peak.
 
     One that takes host memory as well is chosen only where no other fits. Where nothing fits
     without checkpointing, but could, as few layers as the card asks for are computed again. Speed
@@ -102,15 +103,17 @@ def choose(
     fitting = [plan for plan in fitting if not plan.offload] or fitting
     rated = gpu if gpu.tflops else find_gpu("RTX 4090")  # only the order of speeds matters here
 
-    def slowness(plan: Plan) -> tuple[float, float]:
-        seconds = step_seconds(plan, rated, lengths or Lengths(plan.length, plan.length))
-        return round(seconds, 3), training_peak(plan).size
+    def fastest(found: Iterable[Plan]) -> Plan:
+        seconds = {x: step_seconds(x, rated, lengths or Lengths(x.length, x.length)) for x in found}
+        least = min(seconds.values())
+        fast = [plan for plan, each in seconds.items() if each <= ABOUT * least]
+        return min(fast, key=lambda plan: training_peak(plan).size)
 
-    best = min(fitting, key=slowness)
+    best = fastest(fitting)
     if best.mode != "full" or not best.step.in_groups or all(x.checkpointing for x in plans):
         return best
     fewest = {best, min(fitting, key=lambda plan: plan.micro_batch)}
-    return min((best, *(fewest_again(x, gpu, reserved) for x in fewest)), key=slowness)
+    return fastest((best, *(fewest_again(x, gpu, reserved) for x in fewest)))
 
 
 def fewest_again(plan: Plan, gpu: Gpu, reserved: float = 0.0) -> Plan:

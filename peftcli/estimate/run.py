@@ -81,10 +81,12 @@ def run(
     reserved_gib: float = 0.0,
     price: float | None = None,
     always_advise: bool = False,
+    brief: bool = False,
 ) -> Estimate:
     """Estimate a recipe on a GPU of which others take `reserved_gib`, at `price` USD an hour.
 
-    Changes are listed where it does not fit, and always with `always_advise`.
+    Changes are listed where it does not fit, and always with `always_advise`. A `brief` estimate
+    has neither single changes nor the most that fits.
 
     Without `architecture` the model is looked for on this machine and in the catalog. Raises
     UsageError for an unknown model and ArtefactError for a broken config.json.
@@ -97,7 +99,8 @@ def run(
     state = verdict(plan, gpu, question.reserved)
     advice, word = NOTHING, str(state)
     if state != "fits" or always_advise:
-        advice = advise(recipe, question.plans, Card(gpu, question.reserved))
+        card = Card(gpu, question.reserved)
+        advice = advise(recipe, question.plans, card, 0 if brief else 3)
     if state == "does not fit" and advice.together:
         word = "fits with changes"
     packing = packs(recipe, found)
@@ -111,7 +114,7 @@ def run(
         verdict=word,
         memory=_memory(plan, gpu, question.reserved),
         settings=_settings(plan, packing=packing),
-        limits=_limits(recipe, plan, question) if state == "fits" else None,
+        limits=_limits(recipe, plan, question) if state == "fits" and not brief else None,
         merge=_merge(recipe, plan),
         time=_time(recipe, plan, question, lengths, price),
         changes=tuple(

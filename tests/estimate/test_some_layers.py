@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from estimate_plans import low_rank, quantized
 
 from peftcli.architecture.config import linear_shapes
-from peftcli.estimate.duration import Lengths, flops_per_token, micro_batch_seconds
+from peftcli.estimate.duration import Lengths, flops_per_token, micro_batch_seconds, step_seconds
 from peftcli.estimate.facts import fused_step_of
 from peftcli.estimate.fit import candidates, choose, fewest_again, verdict
 from peftcli.estimate.gpus import GIB, find_gpu, unknown_gpu
 from peftcli.estimate.memory import training_peak
 from peftcli.estimate.plan import Plan
+from peftcli.estimate.run import run
+from peftcli.recipe.schema import Recipe
 
 NAME = "llama-3.1-8b"
 LAYERS = 32
@@ -92,6 +94,33 @@ def test_what_the_recipe_fixed_stays() -> None:
         assert plan.mode == mode
     crowded = choose(candidates(PLANS[0], mode="none"), gpu, reserved=6 * GIB)
     assert crowded is None
+
+
+@pytest.mark.parametrize("name", ["h100", "A100 40GB", "4090"])
+def test_memory_is_not_spent_on_a_percent(name: str) -> None:
+    gpu, plans = find_gpu(name), candidates(PLANS[1])
+    chosen = choose(plans, gpu)
+    assert chosen is not None
+    lengths = Lengths(2048, 2048)
+    fitting = [plan for plan in plans if verdict(plan, gpu) == "fits" and not plan.offload]
+    seconds = {plan: step_seconds(plan, gpu, lengths) for plan in [*fitting, chosen]}
+    least = min(seconds.values())
+    assert seconds[chosen] <= 1.015 * least
+    for plan in fitting:
+        if training_peak(plan).size < training_peak(chosen).size:
+            assert seconds[plan] > 1.015 * least
+
+
+def test_a_brief_estimate_says_the_same_in_less() -> None:
+    values = {"model": NAME, "method": "lora", "data": {"train": "rows.jsonl"}, "output": "run"}
+    recipe = Recipe.model_validate(values)
+    for name in ("4090", "RTX 3060"):
+        whole, brief = (run(recipe, find_gpu(name), brief=x) for x in (False, True))
+        assert (brief.verdict, brief.memory.likely_gib) == (whole.verdict, whole.memory.likely_gib)
+        assert asdict(brief.settings) == asdict(whole.settings)
+        assert (brief.limits, brief.changes) == (None, ())
+        assert brief.paste == whole.paste
+        assert whole.limits is not None or whole.changes
 
 
 def test_plain_layers_know_all_or_none() -> None:
