@@ -76,6 +76,10 @@ def test_the_dry_run_shows_rows_labels_and_plan_and_writes_nothing(
     assert not (tmp_path / "run").exists()
     assert re.search(r"^  kept +32 +8$", done.stdout, re.MULTILINE)
     assert re.search(r"^  duplicates \(kept\) +0 +0$", done.stdout, re.MULTILINE)
+    assert "by weight" not in done.stdout
+    half = f"data.train=[{{path: {rows}, weight: 0.5}}]"
+    fewer = inside("train", file, "--dry-run", "--set", half).out
+    assert re.search(r"^  more by weight, less below zero +-16 +0$", fewer, re.MULTILINE)
     assert "row 1 (>>>trained<<<)" in done.stdout
     assert "outside the usual" not in done.stdout
     fast = inside("train", file, "--dry-run", "--set", "training.learning_rate=0.1")

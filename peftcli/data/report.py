@@ -43,6 +43,10 @@ class SplitReport:
     length_max: int
     split: int = 0
     """Rows of plain text that were split; each piece is a kept row."""
+    weighed: int = 0
+    """Rows more by the weights of their sources; below zero: fewer."""
+    limited: int = 0
+    """Rows left out by `data.limit`."""
     bad_rows: tuple[str, ...] = ()
     """The first bad rows, as FILE:LINE: problem."""
 

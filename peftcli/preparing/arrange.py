@@ -39,6 +39,10 @@ class Arranged:
     """The split whose file holds the evaluation rows."""
     duplicates: Mapping[str, int]
     overlap: int
+    weighed: int = 0
+    """Training rows more than there are, by the weights of their sources; fewer below zero."""
+    limited: int = 0
+    """Training rows left out by the limit."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -76,10 +80,13 @@ def arrange(rows: Mapping[str, SplitRows], choices: Choices) -> Arranged:
                 "data.eval: every evaluation row is a training row too",
                 "name other rows, or write `data.overlap: allow`",
             )
+    own = len(train)
     train = _weighed(train, rows["train"], choices)
+    weighed, limited = len(train) - own, 0
     if choices.limit is not None and len(train) > choices.limit:
+        limited = len(train) - choices.limit
         train = train[np.linspace(0, len(train) - 1, choices.limit).astype(np.int64)]
-    return Arranged(train, held, split, duplicates, overlap, warnings)
+    return Arranged(train, held, split, duplicates, overlap, weighed, limited, warnings)
 
 
 def _held_out(rows: SplitRows, train: Index, choices: Choices) -> tuple[NDArray[np.bool_], bool]:

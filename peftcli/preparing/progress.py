@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from peftcli.data.report import DataReport
+from peftcli.data.report import DataReport, SplitReport
 from peftcli.events import Listener, Note, Preparing
 from peftcli.preparing.work import Progress
 
@@ -36,7 +36,17 @@ def tell_rows(report: DataReport, tell: Listener) -> None:
     again = "; prepared by an earlier run" if report.cached else ""
     tell(
         Note(
-            f"{train.kept:,} rows to train on{held}; {train.trained_tokens:,} of "
+            f"{train.kept:,} rows to train on{_changed(train)}{held}; {train.trained_tokens:,} of "
             f"{train.tokens:,} tokens are trained on{again}"
         )
     )
+
+
+def _changed(train: SplitReport) -> str:
+    """What weights and the limit did to the number of rows."""
+    words = []
+    if train.weighed:
+        words.append(f"{abs(train.weighed):,} {'more' if train.weighed > 0 else 'fewer'} by weight")
+    if train.limited:
+        words.append(f"{train.limited:,} left out by data.limit")
+    return f" ({', '.join(words)})" if words else ""

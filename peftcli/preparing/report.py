@@ -104,6 +104,8 @@ def _split(known: SplitRows, chosen: Index, arranged: Arranged, split: str) -> S
         length_p90=int(quantiles[1]),
         length_p99=int(quantiles[2]),
         length_max=int(quantiles[3]),
+        weighed=arranged.weighed if split == "train" else 0,
+        limited=arranged.limited if split == "train" else 0,
         bad_rows=tuple(known.bad) if own else (),
     )
 

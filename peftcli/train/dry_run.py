@@ -95,6 +95,8 @@ def _row_lines(setting: Setting, loaded: LoadedRecipe) -> list[str]:
         "untrained": "left out, nothing to train on",
         "duplicates": f"duplicates ({'kept' if data.duplicates == 'keep' else 'left out'})",
         "overlap": f"in both ({'kept' if data.overlap == 'allow' else 'left out of eval'})",
+        "weighed": "more by weight, less below zero",
+        "limited": "left out by data.limit",
         "tokens": "tokens",
         "trained_tokens": "  trained on",
         "length_p50": "length: median",
@@ -102,6 +104,9 @@ def _row_lines(setting: Setting, loaded: LoadedRecipe) -> list[str]:
         "length_p99": "  99 % are at most",
         "length_max": "  longest",
     }
+    for key in ("weighed", "limited"):
+        if not asdict(report.train)[key]:
+            del names[key]
     lines += [
         _counted(text, [_shown(split, key) for split in splits]) for key, text in names.items()
     ]

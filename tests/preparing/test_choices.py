@@ -194,12 +194,15 @@ def test_repeated_rows_are_counted_and_dropped_on_request(make):
 def test_sources_are_weighed_and_limited(make, tmp_path, tokenizer):
     write(tmp_path, "b.jsonl", pairs(10, start=100))
     sources = [{"path": "a.jsonl", "weight": 2.5}, {"path": "b.jsonl", "weight": 0.3}]
-    texts = [tokenizer.decode(row["input_ids"]) for row in make(pairs(10), train=sources).train]
+    weighed = make(pairs(10), train=sources)
+    assert (weighed.report.train.weighed, weighed.report.train.limited) == (8, 0)  # 25 + 3 of 20
+    texts = [tokenizer.decode(row["input_ids"]) for row in weighed.train]
     counts = [texts.count(text) for text in sorted(set(texts))]
     assert (len(texts), sorted(set(counts)), counts.count(3)) == (28, [1, 2, 3], 5)
     assert len(make(train=[{"path": "a.jsonl", "limit": 4}, "b.jsonl"]).train) == 14
-    limited = make(train=["a.jsonl", "b.jsonl"], limit=6).train
-    texts = [tokenizer.decode(row["input_ids"]) for row in limited]
+    limited = make(train=["a.jsonl", "b.jsonl"], limit=6)
+    assert (limited.report.train.weighed, limited.report.train.limited) == (0, 6)  # of 6 each
+    texts = [tokenizer.decode(row["input_ids"]) for row in limited.train]
     assert len(texts) == 6
     assert 0 < sum("Answer 10" in text for text in texts) < 6
 
