@@ -112,8 +112,9 @@ def choose(
     best = fastest(fitting)
     if best.mode != "full" or not best.step.in_groups or all(x.checkpointing for x in plans):
         return best
-    fewest = {best, min(fitting, key=lambda plan: plan.micro_batch)}
-    return fastest((best, *(fewest_again(x, gpu, reserved) for x in fewest)))
+    whole = {plan.micro_batch for plan in fitting if not plan.checkpointing}
+    again = [plan for plan in fitting if plan.micro_batch not in whole]
+    return fastest((*fitting, *(fewest_again(plan, gpu, reserved) for plan in again)))
 
 
 def fewest_again(plan: Plan, gpu: Gpu, reserved: float = 0.0) -> Plan:
