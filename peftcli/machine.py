@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+CACHES = ("active_file", "inactive_file")
+"""What a group of processes is charged for and the kernel takes back when memory is asked for."""
 
-def free_host_memory() -> int:
+
+def free_host_memory(root: Path = Path("/")) -> int:
     """Bytes that can be used of the machine's memory, and of what its limits allow."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    values = {name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in lines)}
-    free = values["MemAvailable"] * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    free = _table(root / "proc/meminfo")["MemAvailable:"] * 1024
+    group = root / "sys/fs/cgroup"
+    limit = group / "memory.max"
     if limit.is_file() and limit.read_text(encoding="ascii").strip().isdecimal():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+        stat = _table(group / "memory.stat")
+        used = int((group / "memory.current").read_text()) - sum(stat[x] for x in CACHES)
+        free = min(free, int(limit.read_text()) - used)
     return free
+
+
+def _table(path: Path) -> dict[str, int]:
+    """Lines of a name and a number."""
+    rows = (line.split() for line in path.read_text(encoding="ascii").splitlines())
+    return {row[0]: int(row[1]) for row in rows}

@@ -129,7 +129,7 @@ def _offers(recipe: Recipe, plans: list[Plan], card: Card) -> Iterator[Offer]:
         yield "training", {"micro_batch_size": 1}, text
     mode = training.checkpointing
     if mode == "none" or isinstance(mode, int):
-        yield "training", {"checkpointing": "full"}, f"the same result, {SLOWER}"
+        yield "training", {"checkpointing": "full"}, f"the same result{_slower(plans[0])}"
     if mode not in ("auto", "offload") and "offload" in modes(plans[0]):
         yield "training", {"checkpointing": "offload"}, _cost_of_offload(plans)
     if "8bit" not in recipe.optimizer:
@@ -144,8 +144,16 @@ def _offers(recipe: Recipe, plans: list[Plan], card: Card) -> Iterator[Offer]:
 
 def _cost_of_offload(plans: list[Plan]) -> str:
     size = host_bytes(smallest(plans).checkpointed("offload")) / GIB
-    slower = "" if plans[0].checkpointing else f", {SLOWER}"
+    slower = _slower(plans[0])
     return f"the same result{slower}, and {size:.1f} GiB of host memory for the layers' inputs"
+
+
+def _slower(plan: Plan) -> str:
+    """What it costs to compute every layer again, where none or only some are."""
+    if not plan.checkpointing:
+        return f", {SLOWER}"
+    more = plan.architecture.layers - plan.again
+    return f", {more} more layers computed again" if more else ""
 
 
 def _with(recipe: Recipe, section: str, keys: dict[str, Any]) -> Recipe:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from peftcli.estimate.duration import Lengths, step_seconds
-from peftcli.estimate.gpus import GPUS, Gpu, find_gpu
+from peftcli.estimate.gpus import FP8_FROM, GPUS, Gpu, find_gpu
 from peftcli.estimate.memory import loading_peak, training_peak
 from peftcli.estimate.plan import Mode, Plan
 from peftcli.estimate.weights import weights
@@ -112,8 +112,9 @@ def choose(
     best = fastest(fitting)
     if best.mode != "full" or not best.step.in_groups or all(x.checkpointing for x in plans):
         return best
-    fewest = {best, min(fitting, key=lambda plan: plan.micro_batch)}
-    return fastest((best, *(fewest_again(x, gpu, reserved) for x in fewest)))
+    whole = {plan.micro_batch for plan in fitting if not plan.checkpointing}
+    again = [plan for plan in fitting if plan.micro_batch not in whole]
+    return fastest((*fitting, *(fewest_again(plan, gpu, reserved) for plan in again)))
 
 
 def fewest_again(plan: Plan, gpu: Gpu, reserved: float = 0.0) -> Plan:
@@ -166,6 +167,13 @@ def _following(tried: list[tuple[int, float]], room: float, middle: int) -> int:
 
 
 def gpus_that_fit(plan: Plan) -> list[Gpu]:
-    """GPUs of the table that the plan fits, the cheapest first, owned ones last."""
-    fitting = [gpu for gpu in GPUS if verdict(plan, gpu) == "fits"]
+    """GPUs of the table that run the plan and that it fits, the cheapest first, owned ones last."""
+    fitting = [gpu for gpu in GPUS if _runs(plan, gpu) and verdict(plan, gpu) == "fits"]
     return sorted(fitting, key=lambda gpu: (gpu.price_per_hour_usd or (99.0, 99.0), gpu.memory))
+
+
+def _runs(plan: Plan, gpu: Gpu) -> bool:
+    """Whether the GPU computes in what the plan's layers need: fused ones leave out float16."""
+    if plan.quantization == "fp8" and gpu.compute < FP8_FROM:
+        return False
+    return gpu.has_bfloat16 or not plan.step.in_groups

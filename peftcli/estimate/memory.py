@@ -16,6 +16,7 @@ from peftcli.estimate.layer import (
     Kinds,
     attention_masks,
     before_the_first_adapter,
+    first_kept,
     kept_layers,
     kept_per_token,
     kept_tensors,
@@ -158,7 +159,7 @@ def _kept(plan: Plan, kinds: Kinds) -> tuple[Part, ...]:
     whole = [(own, kind.above(plan.again)) for own, kind in kinds]
     whole = [(own, kind) for own, kind in whole if kind.layers]
     total = inputs + sum(kind.layers * kept_per_token(own, kind) for own, kind in whole)
-    if not plan.again:
+    if plan.again <= first_kept(plan):
         total -= before_the_first_adapter(*kinds[0])
     text = " + ".join(
         [text] * bool(layers)

@@ -26,6 +26,12 @@ def notes_on(recipe: Recipe, plan: Plan, rows: Rows, gpu: Gpu) -> Iterator[str]:
         yield _checkpoint(architecture.quantization, chosen=recipe.method)
     if recipe.method.frozen_in_fp8 and gpu.compute < FP8_FROM:
         yield f"{gpu.name} does not multiply in fp8: `train` refuses it there"
+    if recipe.training.asks_for_fused_layers and not gpu.has_bfloat16:
+        mode = recipe.training.checkpointing
+        yield (
+            f"{gpu.name} computes in float16: `train` refuses `checkpointing: {mode}` there, and "
+            "this is of `full`"
+        )
     if plan.magnitudes:
         yield "DoRA multiplies each update out in the shape of its weight: slow, and counted"
     if plan.lowest is not None:

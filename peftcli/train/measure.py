@@ -134,7 +134,7 @@ def measure(
 
     Raises torch.OutOfMemoryError where the card is too small. On a CPU only time is measured.
     """
-    check_precision(recipe.method, device)
+    check_precision(recipe, device)
     release(device)
     memory = OwnMemory(device, allocated(device) or 0.0)
     setting = random_setting(recipe, architecture, device, tokenizer, shape, steps)

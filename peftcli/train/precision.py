@@ -1,4 +1,4 @@
-"""Whether this card can multiply what the recipe's method holds the base in."""
+"""Whether this card can compute in the precision that the recipe needs."""
 
 from __future__ import annotations
 
@@ -6,16 +6,22 @@ import torch
 
 from peftcli.errors import ResourceError
 from peftcli.estimate.gpus import FP8_FROM
-from peftcli.methods import AnyMethod
 from peftcli.models import Device
+from peftcli.recipe.schema import Recipe
+from peftcli.train.kernels import cannot_checkpoint
 
 
-def check_precision(method: AnyMethod, device: Device) -> None:
+def check_precision(recipe: Recipe, device: Device) -> None:
     """Raise ResourceError for a base in fp8 on a card without matrix units for it.
 
-    A CPU is let through: it computes the same by plain functions, slowly.
+    A CPU is let through: it computes the same by plain functions, slowly. Raises UsageError for a
+    way of checkpointing that only fused layers have, where the run computes in float16.
     """
-    if not method.frozen_in_fp8 or device.kind != "cuda":
+    mode = recipe.training.checkpointing
+    if recipe.training.asks_for_fused_layers and device.dtype == "float16":
+        lowest = mode if isinstance(mode, int) else None
+        raise cannot_checkpoint(lowest, f"and {device.name} computes in float16, not bfloat16")
+    if not recipe.method.frozen_in_fp8 or device.kind != "cuda":
         return
     major, minor = torch.cuda.get_device_capability(0)
     if 10 * major + minor < FP8_FROM:

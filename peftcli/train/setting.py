@@ -61,7 +61,7 @@ def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
     """Check the recipe against its model and prepare the rows; loads no weights."""
     recipe = loaded.recipe
     device = choose_device(recipe.training.device, recipe.model.dtype)
-    check_precision(recipe.method, device)
+    check_precision(recipe, device)
     architecture = architecture_from(load_config(recipe.model).to_dict(), recipe.model.name)
     check_architecture(loaded, architecture)
     tokenizer = load_tokenizer(recipe.model)

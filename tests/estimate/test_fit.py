@@ -10,6 +10,7 @@ import pytest
 from estimate_plans import low_rank, quantized
 
 from peftcli.estimate.duration import Lengths
+from peftcli.estimate.facts import fused_step_of
 from peftcli.estimate.fit import (
     MOST,
     candidates,
@@ -154,3 +155,13 @@ def test_cheapest_cards_first() -> None:
 
 def test_a_card_known_by_memory_alone_can_choose() -> None:
     assert choose(candidates(quantized(NAME, batch=4)), unknown_gpu(24)) is not None
+
+
+def test_cards_that_cannot_run_the_plan_are_not_named() -> None:
+    plain = low_rank("llama-3.2-1b")
+    fused = replace(plain, step=fused_step_of(plain))
+    fp8 = replace(fused, quantization="fp8")
+    names = [{gpu.name for gpu in gpus_that_fit(plan)} for plan in (plain, fused, fp8)]
+    assert names[0] - names[1] == {"T4", "V100 16GB", "V100 32GB"}
+    assert "A100 40GB" in names[1] - names[2]
+    assert {"RTX 4090", "H100 SXM"} <= names[2]

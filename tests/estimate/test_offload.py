@@ -147,6 +147,8 @@ def test_it_is_advised_with_what_it_costs() -> None:
     assert change.consequence == text
     assert found.paste == "training:\n  checkpointing: offload"
     assert "30 to 45 % slower" in _advice(estimate("4090", 131_072, checkpointing="none"))
+    some = estimate("4090", 131_072, checkpointing=7)
+    assert "the same result, 25 more layers computed again, and 30.0" in _advice(some)
     plain = estimate("4090", 131_072, {"name": "lora", "dropout": 0.1}, checkpointing="full")
     assert "offload" not in _advice(plain)
 

@@ -6,7 +6,7 @@ import itertools
 from dataclasses import asdict, replace
 
 import pytest
-from estimate_plans import low_rank, quantized
+from estimate_plans import houlsby, low_rank, quantized
 
 from peftcli.architecture.config import linear_shapes
 from peftcli.estimate.duration import Lengths, flops_per_token, micro_batch_seconds, step_seconds
@@ -84,6 +84,21 @@ def test_as_few_layers_as_the_card_asks_for(gib: int) -> None:
     assert verdict(chosen, gpu) == "fits"
     assert verdict(chosen.checkpointed(chosen.mode - 1 or "none"), gpu) != "fits"
     assert chosen == fewest_again(chosen.checkpointed("full"), gpu)
+
+
+def test_fewer_rows_with_fewer_layers_again_are_tried_at_every_number_of_rows() -> None:
+    gpu, rated, lengths = unknown_gpu(4), find_gpu("RTX 4090"), Lengths(512, 512)
+    plans = candidates(fused(houlsby("llama-3.2-1b", batch=16, length=512)))
+    chosen = choose(plans, gpu)
+    assert chosen is not None
+    full = [plan for plan in plans if plan.mode == "full" and verdict(plan, gpu) == "fits"]
+    least = min(step_seconds(fewest_again(plan, gpu), rated, lengths) for plan in full)
+    assert step_seconds(chosen, rated, lengths) <= 1.015 * least
+
+
+def test_checkpointing_below_the_lowest_adapter_keeps_no_more() -> None:
+    plan = fused(houlsby("qwen3-0.6b", layers=(8, 9, 10), length=8192))
+    assert training_peak(plan.checkpointed(8)).size <= training_peak(plan).size
 
 
 def test_what_the_recipe_fixed_stays() -> None:

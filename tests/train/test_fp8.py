@@ -227,17 +227,17 @@ def test_models_without_fused_layers_are_refused_by_their_config(
 def test_cards_without_it_are_refused_and_a_cpu_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = recipe(tmp_path).recipe.method
-    check_precision(method, CPU)
+    found = recipe(tmp_path).recipe
+    check_precision(found, CPU)
     card = Device("cuda", "bfloat16", "NVIDIA A100", 80.0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 0))
     with pytest.raises(ResourceError, match=r"needs compute capability 8\.9 .* has 8\.0") as caught:
-        check_precision(method, card)
+        check_precision(found, card)
     assert caught.value.exit_code == 3
     assert "qlora" in caught.value.hint
-    check_precision(recipe(tmp_path, None).recipe.method, card)
+    check_precision(recipe(tmp_path, None).recipe, card)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (8, 9))
-    check_precision(method, card)
+    check_precision(found, card)
 
 
 def test_other_methods_take_over_what_they_can(tmp_path: Path) -> None:

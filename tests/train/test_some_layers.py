@@ -12,9 +12,10 @@ from tiny_models import tiny_model
 
 from peftcli.architecture.catalog import find_model
 from peftcli.errors import RecipeError, UsageError
-from peftcli.estimate.gpus import unknown_gpu
+from peftcli.estimate.gpus import find_gpu, unknown_gpu
 from peftcli.estimate.run import run as estimate
 from peftcli.events import Event
+from peftcli.models import Device
 from peftcli.recipe.checks import check_architecture
 from peftcli.recipe.document import Document
 from peftcli.recipe.load import LoadedRecipe, validate
@@ -22,6 +23,7 @@ from peftcli.run_dir import RunDir
 from peftcli.train.begin import _still_shrunk
 from peftcli.train.kernels import fast_model
 from peftcli.train.plan import Load, Plan, decide, gpu_load, smaller
+from peftcli.train.precision import check_precision
 from peftcli.train.run import Options, run
 from peftcli.train.setting import settle
 
@@ -53,6 +55,20 @@ def test_what_keeps_the_fused_layers_away_is_refused() -> None:
     assert "training.checkpointing" in caught.value.message
     with pytest.raises(UsageError, match=r"training\.checkpointing: 1 runs on fused layers"):
         fast_model(tiny_model("llama"), True, lowest=1)  # all its weights are trained
+
+
+@pytest.mark.parametrize("mode", [7, "offload"])
+def test_a_card_without_bfloat16_is_refused_before_the_weights_load(mode: Any) -> None:
+    found = recipe(mode).recipe
+    check_precision(found, Device("cuda", "bfloat16", "NVIDIA A100", 80.0))
+    with pytest.raises(UsageError, match=f"checkpointing: {mode} runs on fused .* T4 computes in"):
+        check_precision(found, Device("cuda", "float16", "T4", 15.0))
+    check_precision(recipe("full").recipe, Device("cuda", "float16", "T4", 15.0))
+    told = [
+        any("`train` refuses" in x for x in estimate(found, find_gpu(card)).notes)
+        for card in ("T4", "A100 80GB")
+    ]
+    assert told == [True, False]
 
 
 def test_a_small_card_gets_as_few_as_it_asks_for() -> None:

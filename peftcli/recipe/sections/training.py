@@ -81,8 +81,9 @@ class Training(Section):
     max_nonfinite_steps: int = Field(3, ge=1)
     """With `skip`, stop after this many steps in a row whose loss or gradient is not finite."""
     on_oom: Literal["stop", "shrink"] = "stop"
-    """Out of memory: stop, or go on from the last step with half the rows at a time; one row that
-    was checkpointed goes on with `checkpointing: offload`."""
+    """Out of memory: stop, or go on from the last step with half the rows at a time; one row goes
+    on with every layer checkpointed where some were, and with `checkpointing: offload` where all
+    were."""
 
     @property
     def asks_for_fused_layers(self) -> str | None:
