@@ -14,6 +14,15 @@ Attention = Literal["flash", "masked", "eager"]
 """flash: no mask is built; masked: SDPA with a mask; eager: the score matrix in full."""
 
 
+def mode_of(checkpointing: bool, offload: bool, lowest: int | None) -> Mode:
+    """What the recipe calls it: whether a layer is checkpointed, how, and how many if not all."""
+    if offload:
+        return "offload"
+    if lowest is not None:
+        return lowest
+    return "full" if checkpointing else "none"
+
+
 @dataclass(frozen=True)
 class Plan:
     """One way to run a tuning: the base, what is trained, and how much at a time."""
@@ -74,11 +83,7 @@ class Plan:
     @property
     def mode(self) -> Mode:
         """What is kept of each layer, in the recipe's words."""
-        if self.offload:
-            return "offload"
-        if self.lowest is not None:
-            return self.lowest
-        return "full" if self.checkpointing else "none"
+        return mode_of(self.checkpointing, self.offload, self.lowest)
 
     def checkpointed(self, mode: Mode) -> Plan:
         """The plan in that mode; layers that are not fused know none and full only."""

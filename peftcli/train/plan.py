@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from peftcli.estimate.plan import Mode
+from peftcli.estimate.plan import Mode, mode_of
 from peftcli.estimate.result import Estimate
 from peftcli.recipe.schema import Recipe
 
@@ -36,11 +36,7 @@ class Plan:
     @property
     def mode(self) -> Mode:
         """What checkpointing is, in the recipe's words."""
-        if self.offload:
-            return "offload"
-        if self.lowest is not None:
-            return self.lowest
-        return "full" if self.checkpointing else "none"
+        return mode_of(self.checkpointing, self.offload, self.lowest)
 
 
 def decide(recipe: Recipe, *, rows: int, has_eval: bool, packing: bool, load: Load) -> Plan:

@@ -139,10 +139,7 @@ class Matrix:
         matrix = self.matrix()[: self.outputs].T
         if out is not None:
             out = out[:, : self.outputs]
-        if bias is None:
-            y = torch.mm(wide, matrix, out=out)
-        else:
-            y = torch.addmm(bias, wide, matrix, out=out)
+        y = _product(wide, matrix, bias, out)
         return y if add is None else y.add_(add)
 
     def backward(self, dy: Tensor, dlow: Tensor | None) -> Tensor:
@@ -241,10 +238,7 @@ class Apart(Quantized):
         y = wide.new_empty(len(wide), self.outputs) if out is None else out[:, : self.outputs]
         for layer, rows in enumerate(self._places()):
             matrix = self._expanded(layer, layer + 1)[: rows.stop - rows.start].T
-            if bias is None:
-                torch.mm(wide, matrix, out=y[:, rows])
-            else:
-                torch.addmm(bias[rows], wide, matrix, out=y[:, rows])
+            _product(wide, matrix, None if bias is None else bias[rows], y[:, rows])
         return y if add is None else y.add_(add)
 
     def backward_in_place(self, wide: Tensor, dlow: Tensor | None) -> Tensor:
@@ -279,6 +273,12 @@ def weights_of(layers: list[Any], columns: int, apart: bool = False) -> Weights:
     if hasattr(layers[0].weight, "quant_state"):
         return Apart(layers, columns) if apart else Quantized(layers, columns)
     return Resident(layers, columns)
+
+
+def _product(wide: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+    if bias is None:
+        return torch.mm(wide, matrix, out=out)
+    return torch.addmm(bias, wide, matrix, out=out)
 
 
 def _expand(weight: Any, out: Tensor) -> None:
