@@ -54,10 +54,10 @@ def predicted(estimate: Estimate) -> dict[str, float]:
         "adapter_gib": memory.adapter_gib,
         "states_gib": memory.states_gib,
         "paged_gib": memory.paged_gib,
-        "peak_gib": memory.likely_gib,
-        "reserved_gib": memory.reserved_gib,
-        "card_gib": memory.card_gib,
+        "peak_gib": memory.step_gib,
     }
+    if memory.step_gib >= memory.loading_gib:  # what is held of the card is told of the fullest
+        found |= {"reserved_gib": memory.reserved_gib, "card_gib": memory.card_gib}
     if estimate.time is not None:
         found["step_seconds"] = estimate.time.step_seconds
     return found
@@ -94,6 +94,7 @@ def show_comparison(estimate: Estimate, lines: Sequence[Line]) -> None:
     print(table(("GiB, or seconds", "predicted", "measured", "difference"), rows))
     inside = [x for x in lines if x.part == "peak_gib"]
     for line in inside:
-        low, high = estimate.memory.low_gib, estimate.memory.high_gib
+        share = estimate.memory.step_gib / estimate.memory.likely_gib
+        low, high = share * estimate.memory.low_gib, share * estimate.memory.high_gib
         where = "inside" if low <= line.measured <= high else "OUTSIDE"
         print(f"the measured peak lies {where} the estimate's {low:.2f} to {high:.2f} GiB")

@@ -32,6 +32,8 @@ class Need:
     """Bytes that a plan needs of a GPU: allocated by PyTorch low, likely, high; and for it all."""
 
     allocated: tuple[float, float, float]
+    step: float
+    """Allocated in a training step, likely: what is allocated before can be more."""
     reserved: float
     """What PyTorch holds of the card at the likely peak, gaps between its blocks included."""
     card: float
@@ -44,7 +46,8 @@ class Need:
 def need(plan: Plan, gpu: Gpu) -> Need:
     """The peak of a plan on this GPU."""
     peak = training_peak(plan)
-    likely = max(peak.size + gpu.workspaces, loading_peak(plan))
+    step = peak.size + gpu.workspaces
+    likely = max(step, loading_peak(plan))
     known = plan.architecture.exact and plan.architecture.model_type in CALIBRATED
     low, high = BAND if known else WIDE_BAND
     high = max(high, DORA_HIGH) if plan.magnitudes else high
@@ -55,6 +58,7 @@ def need(plan: Plan, gpu: Gpu) -> Need:
     reserved = likely + gaps
     return Need(
         allocated=(low * likely, likely, high * likely),
+        step=step,
         reserved=reserved,
         card=reserved + gpu.context + weights(plan).paged,
         context=gpu.context,

@@ -12,6 +12,8 @@ from peftcli.estimate.weights import storage
 
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 COLUMNS, STRIDE = 8, 64  # multiples that ranks and rows are rounded up to
+CODED_AT_ONCE = 2**24  # values of a weight that are turned into fp8 at a time (peftcli/fp8.py)
+CODING = 9  # bytes for each: in float32, scaled in float32, and the code
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,23 @@ def padding(plan: Plan) -> int:
     return rounded(width + rounded(ranks, COLUMNS), STRIDE) - width
 
 
+def turning_into_fp8(plan: Plan) -> float:
+    """Bytes beside a base in 16 bits and its adapters, at the fullest moment of its turning.
+
+    That is in the first layer; each weight leaves as much as its codes take.
+    """
+    most = spare = 0.0
+    for group in GROUPS:
+        members = [x for x in plan.architecture.linears if x.suffix in group and x.layers]
+        matrix = _matrix(members, _ranks(plan, group, members[0].layers[0]))
+        codes, factors = matrix.inputs * matrix.outputs, 2.0 * matrix.apart
+        rows = max(1, CODED_AT_ONCE // matrix.inputs)
+        at_once = min(rows * matrix.inputs, max(x.weights for x in members))
+        most = max(most, spare + codes + factors + CODING * at_once)
+        spare += factors - codes
+    return most
+
+
 def rounded(size: int, multiple: int) -> int:
     """The next multiple."""
     return -(-size // multiple) * multiple
@@ -100,9 +119,13 @@ def _matrices(plan: Plan) -> Counter[Matrix]:
             found[_matrix(members, ranks)] += len(layers)
             continue
         for layer in layers:
-            ranks = sum(plan.rank_of(x) for x in targets if layer in x.layers)
-            found[_matrix(members, ranks)] += 1
+            found[_matrix(members, _ranks(plan, group, layer))] += 1
     return found
+
+
+def _ranks(plan: Plan, group: tuple[str, ...], layer: int) -> int:
+    """Ranks of all adapters of a group in that layer."""
+    return sum(plan.rank_of(x) for x in plan.targets if x.suffix in group and layer in x.layers)
 
 
 def _matrix(members: list[Linear], ranks: int) -> Matrix:

@@ -39,6 +39,8 @@ class MemoryEstimate:
     low_gib: float
     likely_gib: float
     high_gib: float
+    step_gib: float
+    """The likely peak of a training step, which is less than that of loading at times."""
     reserved_gib: float
     """What PyTorch holds of the card at the likely peak."""
     card_gib: float
@@ -48,7 +50,7 @@ class MemoryEstimate:
     available_gib: float
     context_gib: float
     loading_gib: float
-    """The peak while the base loads."""
+    """The peak before the first step."""
     base_gib: float
     adapter_gib: float
     states_gib: float

@@ -23,9 +23,10 @@ from peftcli.estimate.fit import (
 )
 from peftcli.estimate.gpus import GIB, Gpu
 from peftcli.estimate.groups import copies_of_factors
-from peftcli.estimate.memory import host_bytes, loading_peak, training_peak
+from peftcli.estimate.memory import host_bytes, loading_parts, loading_peak, training_peak
 from peftcli.estimate.merging import merge_estimate
 from peftcli.estimate.notes import notes_on
+from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Mode, Plan
 from peftcli.estimate.result import (
     Estimate,
@@ -148,12 +149,15 @@ def _fixed_mode(recipe: Recipe) -> Mode | None:
 def _memory(plan: Plan, gpu: Gpu, reserved: float) -> MemoryEstimate:
     peak, found, held = training_peak(plan), need(plan, gpu), weights(plan)
     low, likely, high = (size / GIB for size in found.allocated)
-    parts = [MemoryPart(x.name, x.size / GIB, x.formula) for x in peak.parts]
-    parts.append(MemoryPart("cuBLAS workspaces", gpu.workspaces / GIB, "two threads, one each"))
+    workspaces = Part("cuBLAS workspaces", gpu.workspaces, "two threads, one each")
+    moment, parts = peak.moment, (*peak.parts, workspaces)
+    if found.step < found.allocated[1]:
+        moment, parts = "loading", loading_parts(plan)
     return MemoryEstimate(
         low_gib=low,
         likely_gib=likely,
         high_gib=high,
+        step_gib=found.step / GIB,
         reserved_gib=found.reserved / GIB,
         card_gib=found.card / GIB,
         needed_gib=found.high / GIB,
@@ -165,8 +169,8 @@ def _memory(plan: Plan, gpu: Gpu, reserved: float) -> MemoryEstimate:
         states_gib=held.states / GIB,
         paged_gib=held.paged / GIB,
         host_gib=host_bytes(plan) / GIB,
-        moment=peak.moment,
-        parts=tuple(parts),
+        moment=moment,
+        parts=tuple(MemoryPart(x.name, x.size / GIB, x.formula) for x in parts),
     )
 
 

@@ -100,16 +100,14 @@ class StepModel:
     """Bytes per second at which 4-bit weights are expanded, on an H200."""
     launch_seconds: float = 0.002
     """Per layer and pass (forward, again, backward), beside what the GPU computes."""
-    floor_seconds: float = 0.0036
-    """Per layer and pass: what a CPU needs to start the kernels, however little they do. Between
-    two machines with an H100, 2026-11, one of which needed 1.4 times what the other did."""
-    floor_paged: float = 0.0
-    """Per trained value and step, beside that: fetching paged 32-bit states."""
-    floor_quantised: float = 0.001
-    floor_magnitudes: float = 0.0064
+    floor_seconds: float = 0.0028
+    """Per layer and pass: what a CPU needs to start the kernels, however little they do. Of two
+    machines with an H100, 2026-11, one needed 1.4 times what the other did; this is the faster."""
+    floor_quantised: float = 0.0015
+    floor_magnitudes: float = 0.0046
     """What expanding 4-bit weights and DoRA add to that."""
     attention_share: float = 0.63
-    """Of what matrix products attain; 445 of 700 TFLOP/s on an H200."""
+    """Of what matrix products attain, with heads of 128; 445 of 700 TFLOP/s on an H200."""
     products_speed: float = 1.0
     """How much faster than in 16 bits products with the frozen base are."""
     rotary: float = 4.0
@@ -141,12 +139,18 @@ TRL_DORA_QUANTIZED = replace(  # PEFT leaves the outputs in float32, and with th
     traffic=15.0,
 )
 TRL_BOTTLENECK = replace(
-    TRL_LORA, name="TRL, bottleneck adapters", peak_mlp=6.0, peak_hidden=0.0, kept_other=4.0
+    TRL_LORA,
+    name="TRL, bottleneck adapters",
+    peak_mlp=6.0,
+    peak_hidden=0.0,
+    kept_other=4.0,
+    launch_seconds=0.001,
 )
 TRL_FULL = replace(
     TRL_LORA,
     name="TRL, full fine-tuning in 16 bits",
-    floor_seconds=0.003,
+    launch_seconds=0.0001,
+    floor_seconds=0.0024,
     kept_query_norm=6.0,
     kept_other=8.0,
     peak_mlp=4.0,
@@ -194,7 +198,6 @@ FUSED_LORA = StepModel(
     expansion=2.5e12,
     launch_seconds=0.0001,
     floor_seconds=0.0021,
-    floor_paged=1.5e-9,
     floor_quantised=0.0006,
     attention_share=1.0,
 )

@@ -26,9 +26,12 @@ FILE = Path(__file__).with_name("measurements.jsonl")
 RECORDS: list[dict[str, Any]] = [json.loads(line) for line in FILE.read_text("utf-8").splitlines()]
 MEASURED = [record for record in RECORDS if record["measured"]]
 LEAST = 0.02  # GiB; of smaller differences a share says nothing
-# Steps that took longer than the estimate's seconds allow, by so much.
+# Short steps that wait for the host took so much longer than estimated. What a host needs varies:
+# in three passes over the grid the first took 0.246, 0.437 and 0.377 s.
 KNOWN: dict[str, float] = {
-    "qwen2.5-3b full 512x2 full opt=adamw_8bit": 0.25,  # bitsandbytes steps weight by weight
+    "llama-2-7b qlora 512x1 full": 0.35,
+    "llama-3.1-8b qlora 2048x1 full": 0.35,
+    "qwen2.5-3b qlora 512x8 none": 0.35,
 }
 
 
@@ -58,7 +61,7 @@ def errors(part: str, group: Callable[[bool], bool]) -> dict[str, float]:
 
 def test_the_grid_is_large_enough() -> None:
     assert len(MEASURED) >= 60
-    assert sum(held for _, held, _ in COMPARED) >= 0.3 * len(COMPARED)
+    assert sum(held for _, held, _ in COMPARED) >= len(COMPARED) / 3
 
 
 def test_what_ran_out_of_memory_was_not_promised() -> None:

@@ -18,9 +18,12 @@ from estimate_plans import FUSED, QKVO, described, full, houlsby, low_rank, mode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from peftcli import fp8
 from peftcli.estimate.gpus import find_gpu
+from peftcli.estimate.groups import CODED_AT_ONCE
 from peftcli.estimate.memory import GIB, loading_peak, training_peak
 from peftcli.estimate.plan import Plan
+from peftcli.estimate.step_model import FUSED_FP8
 from peftcli.estimate.weights import weights
 
 CK = {"checkpointing": True}
@@ -145,6 +148,16 @@ def test_loading_holds_one_weight_in_16_bits() -> None:
     assert loading_peak(plan) == weights(plan).base() + 2 * 14336 * 4096
     plan = low_rank("llama-3.1-8b")
     assert loading_peak(plan) == weights(plan).base()
+
+
+def test_a_base_for_fp8_is_turned_as_the_estimate_says() -> None:
+    assert CODED_AT_ONCE == fp8.PART
+    plan = replace(low_rank("llama-3.1-8b"), step=FUSED_FP8, quantization="fp8")
+    group, freed = 2 * 14336 * 4096, 4096 * (4096 + 2 * 1024) + 4096**2
+    factors = 2 * (48 * (4096 + 6144) + 16 * 2 * 4096 + 32 * (4096 + 2 * 14336))
+    turning = group - freed + factors + 9 * 2**24
+    whole = weights(replace(plan, quantization=None)).base()
+    assert loading_peak(plan) == whole + 4 * plan.trainable + turning
 
 
 @settings(max_examples=60, deadline=None)

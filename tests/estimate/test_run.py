@@ -30,6 +30,29 @@ def estimate(gpu: str = "24GB", rows: Rows | None = None, **changes: Any) -> Est
     return run(recipe(**changes), find_gpu(gpu), rows=rows)
 
 
+def test_a_base_for_fp8_takes_most_memory_while_it_loads() -> None:
+    fixed = {"batch_size": 2, "micro_batch_size": 2, "checkpointing": "full"}
+    found = estimate(method={"name": "lora", "quantization": "fp8"}, gpu="h100", training=fixed)
+    memory = found.memory
+    assert memory.moment == "loading"
+    assert memory.step_gib < 0.9 * memory.loading_gib
+    assert memory.likely_gib == memory.loading_gib
+    assert sum(part.gib for part in memory.parts) == pytest.approx(memory.likely_gib)
+
+
+def test_steps_that_wait_for_the_cpu_have_a_wide_range() -> None:
+    def most(rows: int) -> float:
+        fixed = {"batch_size": rows, "micro_batch_size": rows, "max_steps": 100_000}
+        found = estimate(method="lora", gpu="h100", training=fixed, data={"max_length": 512}).time
+        assert found is not None
+        assert found.high_seconds is not None
+        assert found.likely_seconds is not None
+        return found.high_seconds / found.likely_seconds
+
+    assert most(32) == pytest.approx(1.2, rel=0.01)
+    assert most(1) == pytest.approx(1.7, rel=0.01)
+
+
 def test_qlora_of_an_8b_on_24_gib() -> None:
     found = estimate(gpu="4090", rows=Rows(count=10_000, longest=2048, mean=400))
     assert found.verdict == "fits"
