@@ -23,7 +23,7 @@ from peftcli.recipe.checks import check_architecture, longest_row, packs, rows_a
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import cache_folder
-from peftcli.train.plan import Plan, cpu_load, decide, gpu_load
+from peftcli.train.plan import Plan, cpu_load, decide, gpu_load, in_full
 from peftcli.train.precision import check_precision
 
 
@@ -82,12 +82,13 @@ def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
     packing = packs(seen, architecture)
     train, evaluation, rows = _sequences(prepared, data.max_length, packing=packing)
     estimate = on_this_gpu(seen, device, architecture, rows) if device.kind == "cuda" else None
+    load = gpu_load(recipe, estimate) if estimate else cpu_load(recipe, rows.longest or 1)
     plan = decide(
         recipe,
         rows=len(train),
         has_eval=evaluation is not None,
         packing=packing,
-        load=gpu_load(recipe, estimate) if estimate else cpu_load(recipe, rows.longest or 1),
+        load=in_full(load, architecture.layers),
     )
     return Setting(
         architecture=architecture,
