@@ -23,6 +23,7 @@ from peftcli.recipe.checks import check_architecture, longest_row, packs, rows_a
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import cache_folder
+from peftcli.train.memory import host_room_gib
 from peftcli.train.plan import Plan, cpu_load, decide, gpu_load, in_full
 from peftcli.train.precision import check_precision
 
@@ -136,7 +137,13 @@ def on_this_gpu(
     if limit is not None and limit * GIB < free:
         gpu, held = replace(gpu, memory_mib=round(limit * 1024)), 0.0
     return estimate_run(
-        recipe, gpu, rows=rows, architecture=architecture, reserved_gib=held, always_advise=advise
+        recipe,
+        gpu,
+        rows=rows,
+        architecture=architecture,
+        reserved_gib=held,
+        host_gib=host_room_gib(),
+        always_advise=advise,
     )
 
 
