@@ -19,7 +19,7 @@ from peftcli.estimate.result import Estimate, Rows
 from peftcli.estimate.run import run
 from peftcli.methods import VARIANTS, changed
 from peftcli.recipe.checks import check_architecture, fp8_problems
-from peftcli.recipe.document import Document, override
+from peftcli.recipe.document import Document
 from peftcli.recipe.load import LoadedRecipe, validate
 from peftcli.recipe.schema import Recipe
 
@@ -62,10 +62,7 @@ class Subject:
 def of_model(model: str, method: str, overrides: Sequence[str]) -> LoadedRecipe:
     """A recipe of defaults for a model that was named on the command line."""
     values = {"model": model, "method": method, "data": {"train": UNREAD}, "output": "run"}
-    document = Document("--model", values)
-    for text in overrides:
-        override(document, text)
-    return validate(document)
+    return validate(Document("--model", values), overrides)
 
 
 def subject_of(loaded: LoadedRecipe, choices: Choices) -> Subject:
