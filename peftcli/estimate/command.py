@@ -125,8 +125,12 @@ def _runs(recipe: Recipe, architecture: Architecture) -> bool:
     return not recipe.method.problems(architecture)
 
 
-def _multiplies(gpu: Gpu, recipe: Recipe) -> bool:
-    return gpu.compute >= FP8_FROM or not recipe.method.frozen_in_fp8
+def _runs_on(gpu: Gpu, recipe: Recipe, architecture: Architecture) -> bool:
+    """Whether `train` lets the card run a method as it is shown, where it has fused layers."""
+    if recipe.method.frozen_in_fp8 and gpu.compute < FP8_FROM:
+        return False
+    fusible = recipe.method.footprint(architecture).fusible
+    return gpu.has_bfloat16 or not (fusible and recipe.training.asks_for_fused_layers)
 
 
 def _compare(subject: Subject, choices: Choices) -> None:
@@ -136,7 +140,7 @@ def _compare(subject: Subject, choices: Choices) -> None:
         if not _runs(recipe, subject.architecture):
             continue
         found.append((name, subject.on(card, recipe)))
-        able = [gpu for gpu in by_price() if _multiplies(gpu, recipe)]
+        able = [gpu for gpu in by_price() if _runs_on(gpu, recipe, subject.architecture)]
         fitting = (gpu for gpu in able if subject.on(gpu, recipe).verdict == "fits")
         cards[name] = next(fitting, None)
     if choices.as_json:
