@@ -26,9 +26,9 @@ from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import RunDir
 from peftcli.train.attempt import health_of
 from peftcli.train.build import LoadBase, build_trainer, load_model
+from peftcli.train.fast.four_bit import forget_room
 from peftcli.train.fast.fp8 import forget_turned
 from peftcli.train.fast.host import forget_pinned
-from peftcli.train.fast.weights import forget_room
 from peftcli.train.flat import forget_settings
 from peftcli.train.interruption import Interruption
 from peftcli.train.memory import (
