@@ -169,7 +169,7 @@ def _trainer(
 ) -> tuple[RecipeTrainer, Monitor]:
     """The trainer that `train` would have, and its monitor; nobody hears what they tell."""
     health = health_of(setting.seen, setting.device)
-    monitor = Monitor(folder.metrics, lambda event: None, 1.0, health)
+    monitor = Monitor(folder.metrics, lambda event: None, float, health)
     interruption = Interruption(lambda event: None)
     trainer = build_trainer(setting.seen, setting, folder, model, monitor, interruption, health)
     return trainer, monitor

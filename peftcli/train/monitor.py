@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
     """Turns what the trainer logs into events and lines of metrics.jsonl."""
 
     def __init__(
-        self, metrics: Path, tell: Listener, tokens_per_step: float, health: Health
+        self, metrics: Path, tell: Listener, tokens_read: Callable[[int], float], health: Health
     ) -> None:
         self.file = MetricsFile(metrics)
         self.tell = tell
-        self.tokens_per_step = tokens_per_step
+        self.tokens_read = tokens_read
         self.health = health
         self.clock = StepClock()
         self.best_loss: float | None = None
@@ -152,7 +153,8 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
 
     def tokens_per_second(self, step: int) -> float:
         """Mean rate of this process up to `step`, without evaluations and checkpoints."""
-        return self.tokens_per_step * max(1, step - self._first_step) / (self._in_steps or 1.0)
+        read = self.tokens_read(step) - self.tokens_read(self._first_step)
+        return read / (self._in_steps or 1.0)
 
     def close(self) -> None:
         """Finish metrics.jsonl."""

@@ -27,6 +27,7 @@ from peftcli.recipe.load import LoadedRecipe, validate
 from peftcli.train import attempt, checkpoints
 from peftcli.train.build import build_trainer
 from peftcli.train.run import Options, run
+from peftcli.train.setting import settle
 from peftcli.train.trainer import RecipeTrainer
 
 Late = Callable[[], "Held"]
@@ -142,6 +143,17 @@ def test_seconds_are_those_at_which_the_step_had_ended(
     in_first = (last["seconds"] - first["seconds"]) / (2 * shown[0] / shown[1] - 1)
     assert slow - 0.01 <= in_first <= first["seconds"] + 0.01
     assert result.tokens_per_second == shown[1]
+
+
+def test_tokens_of_a_smaller_last_step_are_not_counted_as_a_whole_one(
+    base_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Forty rows are two steps of 32 and 8, and with a batch of 64 one step of forty."""
+    for batch, read in {32: (32, 40, 72, 80), 64: (40, 80, 120, 160)}.items():
+        setting = settle(recipe(base_model, rows, tmp_path, batch_size=batch), lambda event: None)
+        each = setting.prepared.report.train.tokens / 40
+        found = [attempt.tokens_read(setting, step) / each for step in range(5)]
+        assert found == pytest.approx([0, *read])
 
 
 CASES: dict[str, dict[str, object]] = {
