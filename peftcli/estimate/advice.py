@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +23,20 @@ SLOWER = "30 to 45 % slower"
 
 @dataclass(frozen=True, eq=False)
 class Card:
-    """A GPU of which others hold `reserved` bytes."""
+    """A GPU of which others hold `reserved` bytes, in a machine with `host` bytes to spare."""
 
     gpu: Gpu
     reserved: float
+    host: float = math.inf
 
     def holds(self, plans: list[Plan]) -> bool:
         """Whether any of them fits."""
-        return any(verdict(plan, self.gpu, self.reserved) == "fits" for plan in plans)
+        stored = [plan for plan in plans if self.stores(plan)]
+        return any(verdict(plan, self.gpu, self.reserved) == "fits" for plan in stored)
+
+    def stores(self, plan: Plan) -> bool:
+        """Whether the machine has the host memory that the plan takes."""
+        return host_bytes(plan) <= self.host
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +137,8 @@ def _offers(recipe: Recipe, plans: list[Plan], card: Card) -> Iterator[Offer]:
     mode = training.checkpointing
     if mode == "none" or isinstance(mode, int):
         yield "training", {"checkpointing": "full"}, f"the same result{_slower(plans[0])}"
-    if mode not in ("auto", "offload") and "offload" in modes(plans[0]):
+    offers = mode not in ("auto", "offload") and "offload" in modes(plans[0])
+    if offers and card.stores(smallest(plans).checkpointed("offload")):
         yield "training", {"checkpointing": "offload"}, _cost_of_offload(plans)
     if "8bit" not in recipe.optimizer:
         yield "training", {"optimizer": "paged_adamw_8bit"}, "optimizer states in 8 bits"

@@ -19,7 +19,7 @@ from peftcli.estimate.result import Estimate, Rows
 from peftcli.estimate.run import run
 from peftcli.methods import VARIANTS, changed
 from peftcli.recipe.checks import check_architecture, fp8_problems
-from peftcli.recipe.document import Document, override
+from peftcli.recipe.document import Document
 from peftcli.recipe.load import LoadedRecipe, validate
 from peftcli.recipe.schema import Recipe
 
@@ -62,10 +62,7 @@ class Subject:
 def of_model(model: str, method: str, overrides: Sequence[str]) -> LoadedRecipe:
     """A recipe of defaults for a model that was named on the command line."""
     values = {"model": model, "method": method, "data": {"train": UNREAD}, "output": "run"}
-    document = Document("--model", values)
-    for text in overrides:
-        override(document, text)
-    return validate(document)
+    return validate(Document("--model", values), overrides)
 
 
 def subject_of(loaded: LoadedRecipe, choices: Choices) -> Subject:
@@ -128,8 +125,12 @@ def _runs(recipe: Recipe, architecture: Architecture) -> bool:
     return not recipe.method.problems(architecture)
 
 
-def _multiplies(gpu: Gpu, recipe: Recipe) -> bool:
-    return gpu.compute >= FP8_FROM or not recipe.method.frozen_in_fp8
+def _runs_on(gpu: Gpu, recipe: Recipe, architecture: Architecture) -> bool:
+    """Whether `train` lets the card run a method as it is shown, where it has fused layers."""
+    if recipe.method.frozen_in_fp8 and gpu.compute < FP8_FROM:
+        return False
+    fusible = recipe.method.footprint(architecture).fusible
+    return gpu.has_bfloat16 or not (fusible and recipe.training.asks_for_fused_layers)
 
 
 def _compare(subject: Subject, choices: Choices) -> None:
@@ -139,7 +140,7 @@ def _compare(subject: Subject, choices: Choices) -> None:
         if not _runs(recipe, subject.architecture):
             continue
         found.append((name, subject.on(card, recipe)))
-        able = [gpu for gpu in by_price() if _multiplies(gpu, recipe)]
+        able = [gpu for gpu in by_price() if _runs_on(gpu, recipe, subject.architecture)]
         fitting = (gpu for gpu in able if subject.on(gpu, recipe).verdict == "fits")
         cards[name] = next(fitting, None)
     if choices.as_json:

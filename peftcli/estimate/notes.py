@@ -32,6 +32,8 @@ def notes_on(recipe: Recipe, plan: Plan, rows: Rows, gpu: Gpu) -> Iterator[str]:
             f"{gpu.name} computes in float16: `train` refuses `checkpointing: {mode}` there, and "
             "this is of `full`"
         )
+    if recipe.training.checkpointing == architecture.layers:
+        yield f"`checkpointing: {architecture.layers}` is `full`: the model has no more layers"
     if plan.magnitudes:
         yield "DoRA multiplies each update out in the shape of its weight: slow, and counted"
     if plan.lowest is not None:

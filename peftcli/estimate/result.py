@@ -158,6 +158,8 @@ class Estimate:
     other_gpus: tuple[OtherGpu, ...]
     own_price: bool
     """Whether the cost follows from --price and not from our table."""
+    offload_needs_gib: float
+    """Host memory with which it would fit, where this machine has less; 0 elsewhere."""
     notes: tuple[str, ...]
 
     @property

@@ -56,9 +56,20 @@ class Question:
     rows: Rows
     reserved: float
     """Bytes of the card that others hold."""
+    host: float = math.inf
+    """Bytes of host memory that layers' inputs may take; of another machine nobody knows."""
 
     def plans(self, recipe: Recipe) -> list[Plan]:
-        """Every way to run a recipe that it leaves open."""
+        """Every way to run a recipe that it leaves open and the host has the memory for.
+
+        Where it has too little for any, the one that takes least.
+        """
+        found = self.all_plans(recipe)
+        held = [plan for plan in found if host_bytes(plan) <= self.host]
+        return held or [min(found, key=host_bytes)]
+
+    def all_plans(self, recipe: Recipe) -> list[Plan]:
+        """Every way to run a recipe that it leaves open, whatever the host has."""
         packing = packs(recipe, self.architecture)
         length = row_length(recipe, self.architecture, self.rows, packing)
         base = plan_of(recipe, self.architecture, self.gpu, length=length, packing=packing)
@@ -80,12 +91,14 @@ def run(
     rows: Rows | None = None,
     architecture: Architecture | None = None,
     reserved_gib: float = 0.0,
+    host_gib: float = math.inf,
     price: float | None = None,
     always_advise: bool = False,
     brief: bool = False,
 ) -> Estimate:
     """Estimate a recipe on a GPU of which others take `reserved_gib`, at `price` USD an hour.
 
+    With `host_gib`, inputs of layers wait in host memory only where they take no more than that.
     Changes are listed where it does not fit, and always with `always_advise`. A `brief` estimate
     has neither single changes nor the most that fits.
 
@@ -93,14 +106,14 @@ def run(
     UsageError for an unknown model and ArtefactError for a broken config.json.
     """
     found = architecture or find_architecture(recipe.model.name)
-    question = Question(found, gpu, rows or Rows(), reserved_gib * GIB)
+    question = Question(found, gpu, rows or Rows(), reserved_gib * GIB, host_gib * GIB)
     plans = question.plans(recipe)
     lengths = question.lengths(recipe, plans[0])
     plan = choose(plans, gpu, question.reserved, lengths) or smallest(plans)
     state = verdict(plan, gpu, question.reserved)
     advice, word = NOTHING, str(state)
     if state != "fits" or always_advise:
-        card = Card(gpu, question.reserved)
+        card = Card(gpu, question.reserved, question.host)
         advice = advise(recipe, question.plans, card, 0 if brief else 3)
     if state == "does not fit" and advice.together:
         word = "fits with changes"
@@ -124,6 +137,7 @@ def run(
         paste=as_yaml(advice.together),
         other_gpus=() if state == "fits" else tuple(_other(x) for x in gpus_that_fit(plan)[:3]),
         own_price=price is not None,
+        offload_needs_gib=0.0 if state == "fits" else _offload_needs(recipe, question),
         notes=tuple(notes_on(recipe, plan, question.rows, gpu)),
     )
 
@@ -172,6 +186,17 @@ def _memory(plan: Plan, gpu: Gpu, reserved: float) -> MemoryEstimate:
         moment=moment,
         parts=tuple(MemoryPart(x.name, x.size / GIB, x.formula) for x in parts),
     )
+
+
+def _offload_needs(recipe: Recipe, question: Question) -> float:
+    """The least host memory with which the run would fit, in GiB; 0 where the host has it."""
+    fitting = [
+        host_bytes(plan)
+        for plan in question.all_plans(recipe)
+        if plan.offload and verdict(plan, question.gpu, question.reserved) == "fits"
+    ]
+    least = min(fitting, default=0.0)
+    return least / GIB if least > question.host else 0.0
 
 
 def _merge(recipe: Recipe, plan: Plan) -> MergeEstimate | None:

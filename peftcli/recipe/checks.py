@@ -96,6 +96,9 @@ def checkpointing_problems(
     if not recipe.method.footprint(architecture).fusible:
         text = f"{what} runs on fused layers, which leave out what {recipe.method.name} does here"
         return [(key, f"{text}; write `full`")]
+    number, layers = recipe.training.checkpointing, architecture.layers
+    if isinstance(number, int) and number > layers:
+        return [(key, f"{number} is above the {layers} layers of this model; write `full`")]
     return []
 
 

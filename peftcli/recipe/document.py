@@ -6,7 +6,9 @@ refused, and aliases cannot blow the document up.
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,6 +17,8 @@ import yaml
 from peftcli.errors import RecipeError
 
 Path = tuple[str | int, ...]
+SET = "--set "
+"""What the place of a value from the command line begins with."""
 MAX_BYTES = 1_000_000
 MAX_VALUES = 10_000  # after aliases are expanded
 MAX_DEPTH = 32
@@ -99,7 +103,15 @@ def read_scalar(text: str) -> Any:
     return read_document(f"value: {text}", "--set").values["value"]
 
 
-def override(document: Document, text: str) -> None:
+def overridden(document: Document, texts: Iterable[str]) -> Document:
+    """A copy with each `key.key=value` put in; raises RecipeError when one cannot be."""
+    copied = copy.deepcopy(document)
+    for text in texts:
+        _override(copied, text)
+    return copied
+
+
+def _override(document: Document, text: str) -> None:
     """Put one `key.key=value` into the document; raises RecipeError when it is none."""
     key, equals, value = text.partition("=")
     keys = key.strip().split(".")
@@ -121,7 +133,7 @@ def override(document: Document, text: str) -> None:
     path: Path = tuple(keys)
     for known in [place for place in document.places if place[: len(path)] == path]:
         del document.places[known]
-    document.places[path] = f"--set {text}"
+    document.places[path] = f"{SET}{text}"
 
 
 def _refuse_tags(text: str, name: str) -> None:

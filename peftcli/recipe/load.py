@@ -12,16 +12,19 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from peftcli.errors import RecipeError, unreadable
-from peftcli.privacy import holds_secret, secrets
-from peftcli.recipe.document import MAX_BYTES, Document, Path, dotted, override, read_document
-from peftcli.recipe.problems import problem_lines, problems_of, without
+from peftcli.recipe.document import (
+    MAX_BYTES,
+    SET,
+    Document,
+    Path,
+    overridden,
+    read_document,
+)
+from peftcli.recipe.problems import place_of, problem_lines, problems_of, without
 from peftcli.recipe.schema import Recipe
+from peftcli.recipe.tokens import refuse_secrets
 
 ROUNDS = 6  # keys, rules within sections, rules between them; each may uncover the next
-SECRET_KEYS = (
-    *("token", "hub_token", "hf_token", "auth_token", "access_token", "use_auth_token"),
-    *("api_key", "wandb_api_key", "password", "secret"),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,21 +52,32 @@ def load_recipe(path: FilePath, overrides: Sequence[str] = ()) -> LoadedRecipe:
 
     Raises RecipeError whose message holds one line for each problem.
     """
-    document = read_document(_text(path), str(path))
-    for text in overrides:
-        override(document, text)
-    return validate(document)
+    return validate(read_document(_text(path), str(path)), overrides)
 
 
-def validate(document: Document) -> LoadedRecipe:
-    """The document as a recipe; raises RecipeError with one line for each problem."""
-    _refuse_secrets(document)
+def validate(written: Document, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """The document, with what `--set` changes, as a recipe.
+
+    Raises RecipeError with one line for each problem.
+    """
+    document = overridden(written, overrides)
+    refuse_secrets(document)
+    judged = _judged(document)
+    if isinstance(judged, Recipe) and not document.problems:
+        return LoadedRecipe(judged, document)
+    problems = {} if isinstance(judged, Recipe) else judged
+    told = _with_causes(problems, written, overrides)
+    raise _refusal(document, problem_lines(told, document))
+
+
+def _judged(document: Document) -> Recipe | dict[Path, str]:
+    """The recipe, or each wrong key with its sentence."""
     problems: dict[Path, str] = {}
     values = document.values
     for _ in range(ROUNDS):
         try:
             recipe = Recipe.model_validate(values)
-            break
+            return problems or recipe
         except ValidationError as error:
             found = problems_of(error, document, values)
             fresh = {
@@ -76,9 +90,29 @@ def validate(document: Document) -> LoadedRecipe:
             values = without(values, found)
             if not fresh:
                 break
-    if problems or document.problems:
-        raise _refusal(document, problem_lines(problems, document))
-    return LoadedRecipe(recipe, document)
+    return problems
+
+
+def _with_causes(
+    problems: dict[Path, str], written: Document, overrides: Sequence[str]
+) -> dict[Path, str]:
+    """The sentences; of problems in the file's own lines, with each `--set` that they come from."""
+    document = overridden(written, overrides)
+    causes: dict[Path, list[str]] = {}
+    for index, override in enumerate(overrides):
+        try:
+            others = overridden(written, [*overrides[:index], *overrides[index + 1 :]])
+        except RecipeError:  # another one needs it
+            continue
+        judged = _judged(others)
+        before = {} if isinstance(judged, Recipe) else judged
+        for path, text in problems.items():
+            if before.get(path) != text and not place_of(path, document).startswith(SET):
+                causes.setdefault(path, []).append(f"{SET}{override}")
+    return {
+        path: f"{text} (because of {' and '.join(causes[path])})" if path in causes else text
+        for path, text in problems.items()
+    }
 
 
 def _names_one(text: str, problems: dict[Path, str]) -> bool:
@@ -110,40 +144,6 @@ def leaves(values: BaseModel | dict[str, Any]) -> list[tuple[Path, Any]]:
         else:
             found.append(((key,), value))
     return found
-
-
-def _refuse_secrets(document: Document) -> None:
-    """Recipes are copied into manifests and model cards, so no token may stand in one."""
-    known = secrets()
-    found = [
-        f"{_without_value(document.place(path))}: {dotted(path)}: this is a token or a password"
-        for path, value in _every(document.values, ())
-        if value is not None and (holds_secret(str(value), known) or _names_secret(path))
-    ]
-    if found:
-        raise RecipeError(
-            "\n".join(found),
-            "remove it; tokens come from the environment (HF_TOKEN, WANDB_API_KEY) or "
-            "`hf auth login`. If the file was shared, revoke it",
-        )
-
-
-def _names_secret(path: Path) -> bool:
-    own = str(path[-1]).lower()
-    return own in SECRET_KEYS
-
-
-def _without_value(place: str) -> str:
-    return place.partition("=")[0]
-
-
-def _every(value: Any, path: Path) -> list[tuple[Path, Any]]:
-    """Every scalar with its path."""
-    if isinstance(value, dict):
-        return [found for key, item in value.items() for found in _every(item, (*path, key))]
-    if isinstance(value, list):
-        return [found for i, item in enumerate(value) for found in _every(item, (*path, i))]
-    return [(path, value)]
 
 
 def _refusal(document: Document, lines: list[str]) -> RecipeError:

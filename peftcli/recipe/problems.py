@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from peftcli.methods.base import Conflict
-from peftcli.recipe.document import Document, Path, dotted
+from peftcli.recipe.document import SET, Document, Path, dotted
 from peftcli.recipe.sentences import EXAMPLES, is_branch, sentence
 
 
@@ -33,10 +33,16 @@ def problems_of(error: ValidationError, document: Document, values: Any) -> dict
     return found | {path: sentence(details, path, document) for path, details in by_path.items()}
 
 
+def place_of(path: Path, document: Document) -> str:
+    """Where it was written; of a section that is wrong for its name, the `--set` of that."""
+    name = document.place((*path, "name"))
+    return name if name.startswith(SET) else document.place(path)
+
+
 def problem_lines(problems: Mapping[Path, str], document: Document) -> list[str]:
     """One line for each problem, in the order of the file."""
     lines = [
-        (document.place(path), f"{dotted(path) or 'recipe'}: {text}")
+        (place_of(path, document), f"{dotted(path) or 'recipe'}: {text}")
         for path, text in problems.items()
     ]
     return [f"{place}: {line}" for place, line in sorted(lines, key=lambda item: _order(item[0]))]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import math
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -59,7 +61,7 @@ def attempt(
 ) -> Ended | RanOut:
     """Train from `checkpoint` on; KeyboardInterrupt after a signal, once everything is saved."""
     health = health_of(recipe, setting.device)
-    monitor = Monitor(folder.metrics, tell, tokens_per_step(setting), health)
+    monitor = Monitor(folder.metrics, tell, partial(tokens_read, setting), health)
     starting = Starting(checkpoint, tell, probe=probe)
     trainer = build_trainer(recipe, setting, folder, model, monitor, interruption, health)
     tell(Note(trainer.kernels))
@@ -91,10 +93,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(mark in str(error) for mark in OUT_OF_MEMORY)
 
 
-def tokens_per_step(setting: Setting) -> float:
-    """How many tokens an optimizer step reads, on average."""
-    tokens = setting.prepared.report.train.tokens
-    return tokens / len(setting.train) * setting.plan.micro_batch_size * setting.plan.accumulation
+def tokens_read(setting: Setting, steps: int) -> float:
+    """How many tokens the first so many optimizer steps read, for rows of mean length.
+
+    The last step of an epoch takes the rows that are left.
+    """
+    rows, batch = len(setting.train), setting.plan.micro_batch_size * setting.plan.accumulation
+    epochs, more = divmod(steps, math.ceil(rows / batch))
+    return setting.prepared.report.train.tokens / rows * (epochs * rows + more * batch)
 
 
 def free_memory() -> None:

@@ -104,6 +104,7 @@ def build_trainer(
         batches=batches,
         health=health,
         eval_batches=eval_batches,
+        clock=monitor.clock,
     )
     trainer.remove_callback(PrinterCallback)
     for parameter in trainer.model.parameters():

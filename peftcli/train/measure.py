@@ -26,9 +26,9 @@ from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import RunDir
 from peftcli.train.attempt import health_of
 from peftcli.train.build import LoadBase, build_trainer, load_model
+from peftcli.train.fast.four_bit import forget_room
 from peftcli.train.fast.fp8 import forget_turned
 from peftcli.train.fast.host import forget_pinned
-from peftcli.train.fast.weights import forget_room
 from peftcli.train.flat import forget_settings
 from peftcli.train.interruption import Interruption
 from peftcli.train.memory import (
@@ -169,7 +169,7 @@ def _trainer(
 ) -> tuple[RecipeTrainer, Monitor]:
     """The trainer that `train` would have, and its monitor; nobody hears what they tell."""
     health = health_of(setting.seen, setting.device)
-    monitor = Monitor(folder.metrics, lambda event: None, 1.0, health)
+    monitor = Monitor(folder.metrics, lambda event: None, float, health)
     interruption = Interruption(lambda event: None)
     trainer = build_trainer(setting.seen, setting, folder, model, monitor, interruption, health)
     return trainer, monitor

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from peftcli.machine import free_host_memory
 from peftcli.models import Device
 
 GIB = 2**30
+HOST_SPARE_GIB = 2.0  # what a run holds of the machine beside inputs: a checkpoint, rows, CUDA
 
 
 def peak_memory_gib() -> float:
@@ -21,6 +23,11 @@ def peak_memory_gib() -> float:
         return torch.cuda.max_memory_allocated() / GIB
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+
+
+def host_room_gib() -> float:
+    """Host memory that inputs of layers may take now, in GiB."""
+    return max(0.0, free_host_memory() / GIB - HOST_SPARE_GIB)
 
 
 def reset_peaks(device: Device) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from peftcli.events import Evaluated, Listener, Saved, Step, Warned
+from peftcli.train.clock import StepClock
 from peftcli.train.health import Health
 from peftcli.train.memory import peak_memory_gib
 from peftcli.train.metrics_file import MetricsFile
@@ -19,12 +21,13 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
     """Turns what the trainer logs into events and lines of metrics.jsonl."""
 
     def __init__(
-        self, metrics: Path, tell: Listener, tokens_per_step: float, health: Health
+        self, metrics: Path, tell: Listener, tokens_read: Callable[[int], float], health: Health
     ) -> None:
         self.file = MetricsFile(metrics)
         self.tell = tell
-        self.tokens_per_step = tokens_per_step
+        self.tokens_read = tokens_read
         self.health = health
+        self.clock = StepClock()
         self.best_loss: float | None = None
         self.losses: list[tuple[int, float]] = []
         self.eval_losses: list[tuple[int, float]] = []
@@ -45,7 +48,7 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
         for line in self.file.open(state.global_step):
             self._remember(line)
         self.health.told()  # they were told before
-        self._started = time.perf_counter()
+        self._started = self.clock.begin(args.device)
         self._first_step = state.global_step
 
     def on_step_begin(
@@ -68,11 +71,10 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         if logs is None or "loss" not in logs:
             return
-        seconds = self.seconds()
-        # The loss was just read, so the GPU is done with this step.
+        ended = self.clock.take()
+        seconds = ended - self._started
         if self._since is not None:
-            now = time.perf_counter()
-            self._in_steps, self._since = self._in_steps + now - self._since, now
+            self._in_steps, self._since = self._in_steps + ended - self._since, ended
         done = max(1, state.global_step - self._first_step)
         step = Step(
             step=state.global_step,
@@ -151,7 +153,8 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
 
     def tokens_per_second(self, step: int) -> float:
         """Mean rate of this process up to `step`, without evaluations and checkpoints."""
-        return self.tokens_per_step * max(1, step - self._first_step) / (self._in_steps or 1.0)
+        read = self.tokens_read(step) - self.tokens_read(self._first_step)
+        return read / (self._in_steps or 1.0)
 
     def close(self) -> None:
         """Finish metrics.jsonl."""

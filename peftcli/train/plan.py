@@ -109,6 +109,14 @@ def gpu_load(recipe: Recipe, estimate: Estimate) -> Load:
     return Load(settings.micro_batch_size, mode, tuple(reasons))
 
 
+def in_full(load: Load, layers: int) -> Load:
+    """The load of a model of so many layers: a number of all of them is `full`, which is said."""
+    if load.mode != layers:
+        return load
+    reason = f"checkpointing full: the model has {layers} layers, all of which the recipe names"
+    return replace(load, mode="full", reasons=(*load.reasons, reason))
+
+
 def count_steps(recipe: Recipe, rows: int) -> int:
     """Optimizer steps of the whole run; a last, smaller batch of an epoch counts."""
     training = recipe.training

@@ -13,11 +13,9 @@ from peftcli.events import Listener, Warned
 from peftcli.machine import free_host_memory
 from peftcli.run_dir import RunDir
 from peftcli.train import checkpoints
-from peftcli.train.memory import peak_memory_gib
+from peftcli.train.memory import HOST_SPARE_GIB, host_room_gib, peak_memory_gib
 from peftcli.train.setting import Setting
 from peftcli.train.storage import how_to_go_on
-
-HOST_SPARE_GIB = 2.0  # what a run holds of the machine beside that: a checkpoint, rows, CUDA
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -39,7 +37,7 @@ def refuse_what_cannot_fit(setting: Setting, tell: Listener, *, force: bool) -> 
     if not estimate.holds:
         text = (
             f"this run needs about {memory.needed_gib:.1f} GiB and {setting.device.name} has "
-            f"{memory.available_gib:.1f} GiB free"
+            f"{memory.available_gib:.1f} GiB free{_host_missing(estimate)}"
         )
         hint = what_to_change(estimate)
     elif not host_holds(memory):
@@ -58,7 +56,19 @@ def refuse_what_cannot_fit(setting: Setting, tell: Listener, *, force: bool) -> 
 
 def host_holds(memory: MemoryEstimate) -> bool:
     """Whether the machine has the host memory that offloaded inputs take, and a little more."""
-    return not memory.host_gib or memory.host_gib + HOST_SPARE_GIB <= free_host_memory() / GIB
+    return not memory.host_gib or memory.host_gib <= host_room_gib()
+
+
+def _host_missing(estimate: Estimate) -> str:
+    """What the machine lacks for the run to fit with offload; nothing where that is not it."""
+    if not estimate.offload_needs_gib:
+        return ""
+    return (
+        "; with `checkpointing: offload` it would fit, which puts about "
+        f"{estimate.offload_needs_gib:.1f} GiB into host memory, and "
+        f"{free_host_memory() / GIB:.1f} GiB are free there, {HOST_SPARE_GIB:g} of them for the "
+        "run itself"
+    )
 
 
 def what_to_change(estimate: Estimate) -> str:

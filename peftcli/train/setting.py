@@ -23,7 +23,8 @@ from peftcli.recipe.checks import check_architecture, longest_row, packs, rows_a
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import cache_folder
-from peftcli.train.plan import Plan, cpu_load, decide, gpu_load
+from peftcli.train.memory import host_room_gib
+from peftcli.train.plan import Plan, cpu_load, decide, gpu_load, in_full
 from peftcli.train.precision import check_precision
 
 
@@ -82,12 +83,13 @@ def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
     packing = packs(seen, architecture)
     train, evaluation, rows = _sequences(prepared, data.max_length, packing=packing)
     estimate = on_this_gpu(seen, device, architecture, rows) if device.kind == "cuda" else None
+    load = gpu_load(recipe, estimate) if estimate else cpu_load(recipe, rows.longest or 1)
     plan = decide(
         recipe,
         rows=len(train),
         has_eval=evaluation is not None,
         packing=packing,
-        load=gpu_load(recipe, estimate) if estimate else cpu_load(recipe, rows.longest or 1),
+        load=in_full(load, architecture.layers),
     )
     return Setting(
         architecture=architecture,
@@ -135,7 +137,13 @@ def on_this_gpu(
     if limit is not None and limit * GIB < free:
         gpu, held = replace(gpu, memory_mib=round(limit * 1024)), 0.0
     return estimate_run(
-        recipe, gpu, rows=rows, architecture=architecture, reserved_gib=held, always_advise=advise
+        recipe,
+        gpu,
+        rows=rows,
+        architecture=architecture,
+        reserved_gib=held,
+        host_gib=host_room_gib(),
+        always_advise=advise,
     )
 
 

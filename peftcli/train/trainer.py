@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from trl import SFTConfig
 
 from peftcli.train.batches import Batches, model_inputs
+from peftcli.train.clock import StepClock
 from peftcli.train.evaluating import EvaluatingTrainer
 from peftcli.train.flat import FlatParameters, forget_settings
 from peftcli.train.guard import Guard
@@ -39,6 +40,7 @@ class RecipeTrainer(EvaluatingTrainer):
         batches: Batches,
         health: Health,
         eval_batches: Batches,
+        clock: StepClock,
     ) -> None:
         self.kernels = "plain layers"
         """What the step runs on, in words."""
@@ -52,6 +54,7 @@ class RecipeTrainer(EvaluatingTrainer):
         self._guard: Guard | None = None
         self._multipliers = learning_rate_multipliers
         self._health = health
+        self._clock = clock
         super().__init__(
             model=model,
             args=args,
@@ -166,6 +169,7 @@ class RecipeTrainer(EvaluatingTrainer):
             entry = self._unlogged.pop(0)
             self.state.global_step, self.state.epoch = entry.step, entry.epoch
             logs = entry.read()
+            self._clock.came(entry.mark)
             if self._guard is not None:
                 self._health.admits(entry.step, logs["loss"], logs["grad_norm"])
                 if self._health.failure is not None:

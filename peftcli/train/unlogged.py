@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from peftcli.train.clock import mark
+
 
 class Unlogged:
     """Loss and gradient norm of one step, copied to the host without waiting for the GPU."""
@@ -20,16 +22,15 @@ class Unlogged:
         norm = torch.as_tensor(float("nan") if grad_norm is None else grad_norm).to(loss.device)
         figures = torch.stack([loss.detach().float(), norm.detach().float()])
         self._figures = figures
-        self._arrived: torch.cuda.Event | None = None
         if figures.is_cuda:
             self._figures = torch.empty(2, pin_memory=True)
             self._figures.copy_(figures, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+        self.mark = mark(figures.device)
+        """The end of the step, and of that copy."""
 
     def read(self) -> dict[str, float]:
         """What the trainer logs of the step; waits until the step is done."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        if self.mark.event is not None:
+            self.mark.event.synchronize()
         loss, norm = self._figures.tolist()
         return {"loss": loss, "grad_norm": norm, "learning_rate": self.learning_rate}

@@ -99,6 +99,27 @@ def test_comparing_leaves_out_what_does_not_go_together(model: Path, tmp_path: P
     assert found["dora"]["verdict"]
 
 
+@pytest.mark.parametrize(
+    ("mode", "cheapest"),
+    [("full", "V100 32GB"), (7, "RTX 3090"), ("offload", "RTX 3090")],
+)
+def test_the_cheapest_card_has_the_way_of_checkpointing(
+    model: Path, tmp_path: Path, mode: object, cheapest: str
+) -> None:
+    """A card without bfloat16 has no fused layers, which a number or offload asks for."""
+    table, recipe = tmp_path / "prices.csv", tmp_path / "r.yaml"
+    table.write_text("gpu,low,high,read,source\nV100 32GB,0.05,0.06,2026-12,a neighbour\n")
+    recipe.write_text(
+        f"model: {model}\nmethod: lora\ndata: {{train: no-such-file.jsonl}}\n"
+        f"training: {{checkpointing: {mode}}}\noutput: out\n"
+    )
+    done = estimate(str(recipe), "--compare", "--json", PEFTCLI_PRICES=str(table))
+    found = json.loads(done.stdout)
+    assert found["lora"]["settings"]["checkpointing"] == mode
+    assert found["lora"]["cheapest_gpu"] == cheapest
+    assert found["dora"]["cheapest_gpu"] == "V100 32GB"  # on plain layers, and shown with `full`
+
+
 def test_every_card_without_a_name(model: Path) -> None:
     done = estimate("--model", str(model))
     assert done.returncode == 0, done.stderr

@@ -283,6 +283,26 @@ def test_a_bad_override_names_itself(tmp_path: Path) -> None:
     assert "`seed` is not a section" in refusal(tmp_path, GOOD, "seed=1", "seed.x=1")[0]
 
 
+def test_a_line_of_the_file_that_an_override_made_wrong_names_it(tmp_path: Path) -> None:
+    section = GOOD.replace("method: lora", "method:\n  name: lora\n  rank: 8")
+    assert section != GOOD
+    assert refusal(tmp_path, section, "method.name=ia3", "seed=3")[0].startswith(
+        "--set method.name=ia3: method: no method is called `ia3`"
+    )
+    wrong = refusal(tmp_path, section, "method.name=full", "seed=3")[0]
+    assert wrong.startswith("r.yaml:4:3: method.rank: `full` has no such key")
+    assert wrong.endswith("(because of --set method.name=full)")
+    both = refusal(tmp_path, section, "training.save_steps=5", "evaluation.steps=3", "data.eval=5%")
+    assert both[0].startswith("--set training.save_steps=5: training.save_steps: 5 is no multiple")
+    assert "because of" not in both[0]
+    plain = GOOD + "training:\n  kernels: plain\n"
+    assert refusal(tmp_path, plain, "training.checkpointing=7")[0].endswith(
+        "needs `auto` (because of --set training.checkpointing=7)"
+    )
+    own = refusal(tmp_path, plain + "  epocs: 3\n", "seed=3")[0]
+    assert own.endswith("did you mean `epochs`?")
+
+
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     for path, message in [(tmp_path / "no.yaml", "no such recipe"), (tmp_path, "a folder")]:
         with pytest.raises(RecipeError, match=message):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from peftcli.recipe.load import LoadedRecipe, validate
 from peftcli.train import attempt, checkpoints
 from peftcli.train.build import build_trainer
 from peftcli.train.run import Options, run
+from peftcli.train.setting import settle
 from peftcli.train.trainer import RecipeTrainer
 
 Late = Callable[[], "Held"]
@@ -104,6 +106,54 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 def adapter(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("read_late", [False, True], ids=["at once", "late"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_seconds_are_those_at_which_the_step_had_ended(
+    base_model: Path,
+    rows: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    device: str,
+    read_late: bool,
+) -> None:
+    """The second step's time is not found in the first one's line, which is written after it."""
+    if read_late:
+        request.getfixturevalue("late")
+    slow, output = 0.4, tmp_path / "run"
+
+    def pause(module: nn.Module, inputs: object) -> None:
+        if isinstance(module, LlamaModel) and module.training:
+            time.sleep(slow)
+
+    loaded = recipe(base_model, rows, output, device=device, max_steps=2, micro_batch_size=4)
+    hook = register_module_forward_pre_hook(pause)
+    events: list[Event] = []
+    try:
+        result = run(loaded, Options(), events.append)
+    finally:
+        hook.remove()
+    first, last = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+    assert slow <= first["seconds"] <= last["seconds"] - slow
+    assert last["seconds"] <= result.seconds
+    shown = [event.tokens_per_second for event in events if isinstance(event, Step)]
+    assert [round(rate, 1) for rate in shown] == [x["tokens_per_second"] for x in (first, last)]
+    # From rates and times the length of the first step follows, and is what it took.
+    in_first = (last["seconds"] - first["seconds"]) / (2 * shown[0] / shown[1] - 1)
+    assert slow - 0.01 <= in_first <= first["seconds"] + 0.01
+    assert result.tokens_per_second == shown[1]
+
+
+def test_tokens_of_a_smaller_last_step_are_not_counted_as_a_whole_one(
+    base_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Forty rows are two steps of 32 and 8, and with a batch of 64 one step of forty."""
+    for batch, read in {32: (32, 40, 72, 80), 64: (40, 80, 120, 160)}.items():
+        setting = settle(recipe(base_model, rows, tmp_path, batch_size=batch), lambda event: None)
+        each = setting.prepared.report.train.tokens / 40
+        found = [attempt.tokens_read(setting, step) / each for step in range(5)]
+        assert found == pytest.approx([0, *read])
 
 
 CASES: dict[str, dict[str, object]] = {

@@ -199,6 +199,54 @@ def test_a_machine_with_too_little_host_memory_is_told(base_model: Path, rows: P
     assert len(events) == 1
 
 
+LONG = {"data": {"train": "rows.jsonl", "max_length": 131_072}, "method": "qlora"}
+
+
+def test_auto_takes_host_memory_only_where_there_is_enough() -> None:
+    auto, card = recipe({"checkpointing": "auto"}, **LONG).recipe, unknown_gpu(24)
+    elsewhere = estimate(auto, card)
+    needed = elsewhere.memory.host_gib
+    assert elsewhere.settings.checkpointing == "offload"
+    assert estimate(auto, card, host_gib=needed).settings.checkpointing == "offload"
+    short = estimate(auto, card, host_gib=needed - 0.1)
+    assert short.settings.checkpointing == "full"
+    assert not short.holds
+    assert short.offload_needs_gib == needed
+    assert all("offload" not in change.line for change in short.changes)
+    assert (elsewhere.offload_needs_gib, estimate(auto, unknown_gpu(4)).offload_needs_gib) == (0, 0)
+
+
+def test_fewer_rows_at_a_time_where_the_host_has_too_little_for_more() -> None:
+    short = {"data": {"train": "rows.jsonl", "max_length": 512}, "method": "qlora"}
+    fixed = recipe({**OFFLOAD, "batch_size": 4}, **short).recipe
+    card = unknown_gpu(80)
+    most = estimate(fixed, card)
+    assert most.settings.micro_batch_size > 1
+    one = most.memory.host_gib / most.settings.micro_batch_size
+    fewer = estimate(fixed, card, host_gib=one)
+    assert (fewer.verdict, fewer.settings.micro_batch_size) == ("fits", 1)
+    assert estimate(fixed, card, host_gib=0.0).memory.host_gib == one  # for `train` to refuse
+
+
+def test_offload_is_advised_only_where_the_host_has_the_memory() -> None:
+    full = recipe({"checkpointing": "full"}, **LONG).recipe
+    found = [estimate(full, unknown_gpu(24), host_gib=gib) for gib in (1000.0, 1.0)]
+    told = [any("offload" in change.line for change in each.changes) for each in found]
+    assert told == [True, False]
+
+
+def test_a_run_that_only_offload_would_save_is_told_what_the_host_lacks(
+    base_model: Path, rows: Path
+) -> None:
+    card = unknown_gpu(24)
+    found = estimate(recipe({"checkpointing": "auto"}, **LONG).recipe, card, host_gib=1.0)
+    device = Device("cuda", "bfloat16", card.name, card.memory / 2**30)
+    now = replace(setting(base_model, rows), estimate=found, device=device)
+    missing = f"it would fit, which puts about {found.offload_needs_gib:.1f} GiB into host memory"
+    with pytest.raises(ResourceError, match=f"24.0 GiB free; .*{missing}, and .* GiB are free"):
+        refuse_what_cannot_fit(now, lambda event: None, force=False)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 def test_a_run_on_a_gpu_ends_where_full_ends(

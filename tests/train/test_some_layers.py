@@ -57,6 +57,25 @@ def test_what_keeps_the_fused_layers_away_is_refused() -> None:
         fast_model(tiny_model("llama"), True, lowest=1)  # all its weights are trained
 
 
+def test_more_layers_than_the_model_has_are_refused() -> None:
+    llama = find_model("meta-llama/Llama-3.1-8B")
+    assert llama is not None
+    with pytest.raises(RecipeError, match=r"training\.checkpointing: 33 is above the 32 layers"):
+        check_architecture(recipe(33), llama)
+    check_architecture(recipe(32), llama)
+
+
+def test_all_layers_are_full(base_model: Path, rows: Path) -> None:
+    values = {"model": str(base_model), "data": {"train": str(rows)}, "method": "lora"}
+    layers = json.loads((base_model / "config.json").read_text())["num_hidden_layers"]
+    found = settle(recipe(layers, training={"device": "cpu"}, **values), lambda event: None)
+    assert (found.plan.mode, found.plan.lowest) == ("full", None)
+    assert sum(reason.startswith("checkpointing full: ") for reason in found.plan.reasons) == 1
+    estimated = estimate(recipe(32).recipe, find_gpu("H100"))
+    assert estimated.settings.checkpointing == "full"
+    assert sum("`checkpointing: 32` is `full`" in note for note in estimated.notes) == 1
+
+
 @pytest.mark.parametrize("mode", [7, "offload"])
 def test_a_card_without_bfloat16_is_refused_before_the_weights_load(mode: Any) -> None:
     found = recipe(mode).recipe

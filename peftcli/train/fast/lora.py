@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftcli.train.fast.weights import Weights, weights_of
+from peftcli.train.fast.four_bit import Apart, Quantized
+from peftcli.train.fast.weights import Resident, Weights
 
 ADAPTER = "default"
 ALIGNMENT = 8  # columns: matrix units want rows that begin at multiples of 16 bytes
@@ -59,6 +60,13 @@ class Group:
         for factor in self.factors:
             found += [None, None] if factor is None else [factor.a, factor.b]
         return found
+
+
+def weights_of(layers: list[Any], columns: int, apart: bool = False) -> Weights:
+    """The weights of plain or 4-bit linears that share an input; `apart` is for the latter."""
+    if hasattr(layers[0].weight, "quant_state"):
+        return Apart(layers, columns) if apart else Quantized(layers, columns)
+    return Resident(layers, columns)
 
 
 @dataclass

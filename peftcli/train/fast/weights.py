@@ -6,21 +6,18 @@ A group is one matrix, with the scaled B matrices beside the weights and the A m
     A |            [dy | dy s B] [W ; A]  the gradient of the input: one product each.
 
 In 16 bits the base's own weights move into that matrix, and the model's parameters become views of
-it; 4-bit weights are expanded into a buffer when they are used. Weights in fp8 (`fp8.py`) are
-multiplied as they are, and the factors' share is added.
+it; 4-bit weights (`four_bit.py`) are expanded into a buffer when they are used. Weights in fp8
+(`fp8.py`) are multiplied as they are, and the factors' share is added.
 """
 
 from __future__ import annotations
 
-from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from peftcli.train.fast import ops
-
-_SCRATCH: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
 class Weights(Protocol):
@@ -139,7 +136,7 @@ class Matrix:
         matrix = self.matrix()[: self.outputs].T
         if out is not None:
             out = out[:, : self.outputs]
-        y = _product(wide, matrix, bias, out)
+        y = product(wide, matrix, bias, out)
         return y if add is None else y.add_(add)
 
     def backward(self, dy: Tensor, dlow: Tensor | None) -> Tensor:
@@ -175,131 +172,18 @@ class Resident(Matrix):
         return self._matrix
 
 
-class Quantized(Matrix):
-    """A group in 4 bits, expanded at each use."""
-
-    def __init__(self, layers: list[Any], columns: int) -> None:
-        self.packed = [layer.weight for layer in layers]
-        state = self.packed[0].quant_state
-        self.inputs = state.shape[1]
-        self.rows = [weight.quant_state.shape[0] for weight in self.packed]
-        self.outputs = sum(self.rows)
-        kind = {"dtype": state.dtype, "device": self.packed[0].device}
-        self.shadow_a = torch.zeros(columns, self.inputs, **kind)
-        self.shadow_b = torch.zeros(self.outputs, columns, **kind)
-
-    def matrix(self) -> Tensor:
-        return self._expanded(0, len(self.packed))
-
-    def held(self) -> Matrix:
-        return Expanded(self)
-
-    def _expanded(self, first: int, end: int) -> Tensor:
-        """The rows of some of the layers; those of A below the last layer's."""
-        start = sum(self.rows[:first])
-        outputs = sum(self.rows[first:end])
-        columns = len(self.shadow_a)
-        below = columns if end == len(self.packed) else 0
-        out = _scratch(outputs + below, self.inputs + columns, self.shadow_a)
-        if columns:
-            out[outputs:, : self.inputs].copy_(self.shadow_a[:below])
-            out[:outputs, self.inputs :].copy_(self.shadow_b[start : start + outputs])
-        row = 0
-        for weight, rows in zip(self.packed[first:end], self.rows[first:end], strict=True):
-            _expand(weight, out[row : row + rows, : self.inputs])
-            row += rows
-        return out
-
-
-class Expanded(Matrix):
-    """A group in 4 bits in its room, which the next group to be expanded takes."""
-
-    def __init__(self, group: Quantized) -> None:
-        self.inputs, self.outputs = group.inputs, group.outputs
-        self.shadow_a, self.shadow_b = group.shadow_a, group.shadow_b
-        self._matrix = group.matrix()
-
-    def matrix(self) -> Tensor:
-        return self._matrix
-
-
-class Apart(Quantized):
-    """A group in 4 bits whose layers are expanded and multiplied one after the other.
-
-    That halves the room that gate and up need, for one more pass over the gradient of their input.
-    """
-
-    def forward_in_place(
-        self, wide: Tensor, low: Tensor | None, bias: Tensor | None, out: Tensor | None,
-        add: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        if low is not None:
-            wide[:, self.inputs :] = low
-        y = wide.new_empty(len(wide), self.outputs) if out is None else out[:, : self.outputs]
-        for layer, rows in enumerate(self._places()):
-            matrix = self._expanded(layer, layer + 1)[: rows.stop - rows.start].T
-            _product(wide, matrix, None if bias is None else bias[rows], y[:, rows])
-        return y if add is None else y.add_(add)
-
-    def backward_in_place(self, wide: Tensor, dlow: Tensor | None) -> Tensor:
-        if dlow is not None:
-            wide[:, self.outputs :] = dlow
-        dx = None
-        for layer, rows in enumerate(self._places()):
-            matrix = self._expanded(layer, layer + 1)[:, : self.inputs]
-            part = wide[:, rows.start : rows.start + len(matrix)]
-            dx = part @ matrix if dx is None else dx.addmm_(part, matrix)
-        assert dx is not None  # a group has layers
-        return dx
-
-    def _places(self) -> list[slice]:
-        """The outputs of each layer."""
-        ends = list(accumulate(self.rows))
-        return [slice(end - rows, end) for end, rows in zip(ends, self.rows, strict=True)]
-
-
-def forget_room() -> None:
-    """Free the buffer that expanded weights share; the next use makes it again."""
-    _SCRATCH.clear()
-
-
 def aligned(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """An empty matrix whose rows begin at multiples of 128 bytes, as the matrix units like best."""
-    return torch.empty(rows, _stride(columns), dtype=dtype, device=device)[:, :columns]
+    return torch.empty(rows, row_stride(columns), dtype=dtype, device=device)[:, :columns]
 
 
-def weights_of(layers: list[Any], columns: int, apart: bool = False) -> Weights:
-    """The weights of plain or 4-bit linears that share an input; `apart` is for the latter."""
-    if hasattr(layers[0].weight, "quant_state"):
-        return Apart(layers, columns) if apart else Quantized(layers, columns)
-    return Resident(layers, columns)
-
-
-def _product(wide: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+def product(wide: Tensor, matrix: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+    """wide @ matrix + bias, into `out` if there is one."""
     if bias is None:
         return torch.mm(wide, matrix, out=out)
     return torch.addmm(bias, wide, matrix, out=out)
 
 
-def _expand(weight: Any, out: Tensor) -> None:
-    if weight.is_cuda:
-        from peftcli.train.fast import triton_ops
-
-        triton_ops.dequantize(weight.data, weight.quant_state, out)
-        return
-    from bitsandbytes.functional import dequantize_4bit
-
-    out.copy_(dequantize_4bit(weight.data, weight.quant_state))
-
-
-def _scratch(rows: int, columns: int, like: Tensor) -> Tensor:
-    """One buffer for all expanded weights: they are used one after the other on one stream."""
-    stride = _stride(columns)
-    held = _SCRATCH.get((like.device, like.dtype))
-    if held is None or held.numel() < rows * stride:
-        held = _SCRATCH[like.device, like.dtype] = like.new_empty(rows * stride)
-    return held[: rows * stride].view(rows, stride)[:, :columns]
-
-
-def _stride(columns: int) -> int:
+def row_stride(columns: int) -> int:
+    """Columns from the beginning of a row to that of the next, in an `aligned` matrix."""
     return -(-columns // 64) * 64

@@ -17,9 +17,8 @@ from peftcli.recipe.checks import FUSED
 from peftcli.train import attention
 from peftcli.train.batches import Batches, model_inputs
 from peftcli.train.fast import blocks
-from peftcli.train.fast.lora import Unsupported
+from peftcli.train.fast.lora import Unsupported, weights_of
 from peftcli.train.fast.model import accelerate
-from peftcli.train.fast.weights import weights_of
 
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
