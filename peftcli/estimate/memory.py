@@ -217,7 +217,8 @@ def _again(plan: Plan, wide: Widths) -> tuple[Part, ...]:
     if not plan.checkpointing:
         return ()
     each = kept_per_token(plan, wide)
-    if plan.step.in_groups:  # its input is held already; its last adapter is done with its own
+    if plan.step.in_groups or plan.step.float32_outputs:
+        # Its input is held already; its last adapter is done with its own.
         each -= (plan.step.stream + plan.step.kept_site * bool(plan.bottleneck)) * wide.hidden
     text = f"{plan.tokens:,} tokens x {_named(plan, wide)}: one layer, computed again"
     return (Part("recomputed layer", plan.tokens * each, text),)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from allocations import Allocations
@@ -36,12 +38,41 @@ def config_of(hidden: int, intermediate: int) -> LlamaConfig:
     )
 
 
-def allocated(config: LlamaConfig, tokens: int, checkpointing: bool, **options: Any) -> int:
+def quantize(base: torch.nn.Module) -> None:
+    """Hold the linears in 4 bits, the head left out, as transformers does while it loads them."""
+    linears = [(name, x) for name, x in base.named_modules() if isinstance(x, torch.nn.Linear)]
+    for name, linear in linears:
+        if name != "lm_head":
+            small = bitsandbytes.nn.Linear4bit(
+                *(linear.in_features, linear.out_features),
+                bias=False,
+                compute_dtype=torch.bfloat16,
+                quant_type="nf4",
+            )
+            small.load_state_dict(linear.state_dict())
+            base.set_submodule(name, small.to("cpu"))
+    base.is_loaded_in_4bit = True
+
+
+def tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters, and the scales of those in 4 bits."""
+    for parameter in model.parameters():
+        yield parameter
+        state = getattr(parameter, "quant_state", None)
+        found = state.as_dict().values() if state else ()
+        yield from (x for x in found if isinstance(x, torch.Tensor))
+
+
+def allocated(
+    config: LlamaConfig, tokens: int, checkpointing: bool, *, four: bool = False, **options: Any
+) -> int:
     """The peak of a forward and backward pass of all layers under autocast, loss left out."""
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(
         config, dtype=torch.bfloat16, attn_implementation="sdpa"
     )
+    if four:
+        quantize(base)
     chosen = LoraConfig(task_type="CAUSAL_LM", r=RANK, **options)
     model = get_peft_model(base, chosen).train()
     if checkpointing:
@@ -49,7 +80,7 @@ def allocated(config: LlamaConfig, tokens: int, checkpointing: bool, **options: 
         base.enable_input_require_grads()
     ids = torch.zeros(1, tokens, dtype=torch.long)
     gc.collect()
-    with Allocations(model.parameters()) as counted:
+    with Allocations(tensors(model)) as counted:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = base.model(input_ids=ids, use_cache=False).last_hidden_state.sum()
         loss.backward()
@@ -97,6 +128,24 @@ def test_dora(hidden: int, intermediate: int, tokens: int, checkpointing: bool) 
     peak = allocated(config, tokens, checkpointing, target_modules=list(ALL), use_dora=True)
     plan = plan_of(config, tokens, checkpointing, magnitudes=True)
     assert predicted(plan) == pytest.approx(peak, rel=0.025)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize(("hidden", "intermediate", "tokens"), SIZES)
+def test_dora_on_four_bits(
+    hidden: int,
+    intermediate: int,
+    tokens: int,
+    checkpointing: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    by_device = torch.is_autocast_enabled  # PEFT asks without a device, which means CUDA
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": by_device(device))
+    config = config_of(hidden, intermediate)
+    options = {"target_modules": list(ALL), "use_dora": True}
+    peak = allocated(config, tokens, checkpointing, four=True, **options)
+    plan = plan_of(config, tokens, checkpointing, magnitudes=True, quantization="nf4")
+    assert predicted(plan) == pytest.approx(peak, rel=0.015)
 
 
 def test_dora_on_attention_alone() -> None:
