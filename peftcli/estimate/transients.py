@@ -86,6 +86,8 @@ def _weighed(plan: Plan, wide: Widths, target: Linear) -> float:
     around = 4 if writes else half  # the stream, and what its norm gives
     around += (8 + half) * plan.checkpointing  # its gradients
     tokens = (4 + half) * target.inputs + around * wide.hidden - kept_after(plan, wide, target)
+    if plan.dropout:  # the input without what was dropped, and the base's output of it all
+        tokens += 4 * (target.inputs + target.outputs)
     own = step.kept_input * target.inputs + 2 * target.outputs  # not kept yet in the matrices
     identity, size = float(target.inputs**2), target.weights
     scaled = 4 + half if writes and plan.checkpointing else 12  # nothing more is computed again

@@ -130,22 +130,42 @@ def test_dora(hidden: int, intermediate: int, tokens: int, checkpointing: bool) 
     assert predicted(plan) == pytest.approx(peak, rel=0.025)
 
 
+@pytest.fixture
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT asks for autocast without a device, which means CUDA, whose dropout keeps a mask."""
+    by_device = torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": by_device(device))
+
+    def masked(self: torch.nn.Dropout, values: torch.Tensor) -> torch.Tensor:
+        return torch.native_dropout(values, self.p, train=True)[0]
+
+    monkeypatch.setattr(torch.nn.Dropout, "forward", masked)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize(("hidden", "intermediate", "tokens"), SIZES)
 def test_dora_on_four_bits(
-    hidden: int,
-    intermediate: int,
-    tokens: int,
-    checkpointing: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    hidden: int, intermediate: int, tokens: int, checkpointing: bool
 ) -> None:
-    by_device = torch.is_autocast_enabled  # PEFT asks without a device, which means CUDA
-    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": by_device(device))
     config = config_of(hidden, intermediate)
     options = {"target_modules": list(ALL), "use_dora": True}
     peak = allocated(config, tokens, checkpointing, four=True, **options)
     plan = plan_of(config, tokens, checkpointing, magnitudes=True, quantization="nf4")
     assert predicted(plan) == pytest.approx(peak, rel=0.015)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+@pytest.mark.parametrize("four", [False, True], ids=["16 bits", "4 bits"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+def test_dora_with_dropout(four: bool, checkpointing: bool) -> None:
+    config = config_of(256, 512)
+    options = {"target_modules": list(ALL), "use_dora": True, "lora_dropout": 0.1}
+    peak = allocated(config, 512, checkpointing, four=four, **options)
+    quantization = "nf4" if four else None
+    changes = {"magnitudes": True, "dropout": True, "quantization": quantization}
+    plan = plan_of(config, 512, checkpointing, **changes)
+    assert predicted(plan) == pytest.approx(peak, rel=0.025)
 
 
 def test_dora_on_attention_alone() -> None:
