@@ -173,3 +173,11 @@ def test_dora_on_attention_alone() -> None:
     peak = allocated(config, 256, False, target_modules=list(targets), use_dora=True)
     plan = plan_of(config, 256, False, targets=targets, magnitudes=True)
     assert predicted(plan) == pytest.approx(peak, rel=0.025)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+def test_dora_on_four_bits_of_attention_alone() -> None:
+    config, targets = config_of(256, 512), ALL[:4]  # what goes to the stream among them
+    peak = allocated(config, 256, False, four=True, target_modules=list(targets), use_dora=True)
+    plan = plan_of(config, 256, False, targets=targets, magnitudes=True, quantization="nf4")
+    assert predicted(plan) == pytest.approx(peak, rel=0.025)
