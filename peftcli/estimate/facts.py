@@ -24,6 +24,7 @@ from peftcli.estimate.step_model import (
     StepModel,
 )
 from peftcli.estimate.weights import storage
+from peftcli.estimate.widths import WRITERS
 from peftcli.recipe.checks import FUSED, rows_apart
 from peftcli.recipe.schema import Recipe
 
@@ -93,9 +94,11 @@ def step_of(plan: Plan) -> StepModel:
         return TRL_FULL_FLOAT32 if plan.base_bytes == 4 else TRL_FULL
     if plan.bottleneck:
         return TRL_BOTTLENECK
-    if plan.magnitudes and plan.base_bytes < 4 and any(x.kind == "mlp" for x in plan.targets):
-        return TRL_DORA_QUANTIZED if storage(plan) else TRL_DORA
-    if storage(plan):
+    few = storage(plan) is not None
+    reached = any(x.kind == "mlp" or (few and x.suffix in WRITERS) for x in plan.targets)
+    if plan.magnitudes and plan.base_bytes < 4 and reached:
+        return TRL_DORA_QUANTIZED if few else TRL_DORA
+    if few:
         return TRL_QLORA_DROPOUT if plan.dropout else TRL_QLORA
     if plan.base_bytes == 4:
         return TRL_LORA_FLOAT32

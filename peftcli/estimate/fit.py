@@ -21,7 +21,6 @@ CALIBRATED = {  # families whose formula was checked against measurements or the
 }
 BAND = (0.97, 1.03)  # of allocated bytes, for families above
 WIDE_BAND = (0.85, 1.2)
-DORA_HIGH = 1.08  # not measured on a 4-bit base
 RESERVED = 0.02  # of allocated bytes: what the allocator usually holds beyond them
 RESERVED_AGAIN = 0.13  # of what is not there for the whole run, where layers are computed again
 FRAGMENTS = 1.05  # what the caching allocator holds beyond allocated bytes, at the fullest
@@ -50,7 +49,6 @@ def need(plan: Plan, gpu: Gpu) -> Need:
     likely = max(step, loading_peak(plan))
     known = plan.architecture.exact and plan.architecture.model_type in CALIBRATED
     low, high = BAND if known else WIDE_BAND
-    high = max(high, DORA_HIGH) if plan.magnitudes else high
     gaps = RESERVED * likely
     if plan.checkpointing:  # blocks of many sizes come and go
         share = plan.again / plan.architecture.layers

@@ -111,7 +111,11 @@ def kept_tensors(plan: Plan, widths: Widths) -> dict[str, float]:
 
 def before_the_first_adapter(plan: Plan, widths: Widths) -> float:
     """Of `kept_per_token`, what the first layer does not keep: its attention, if all that is
-    trained comes after it. A plain step casts the stream so that it needs a gradient anyway."""
+    trained comes after it. A plain step casts the stream so that it needs a gradient anyway.
+    Where DoRA leaves its outputs in float32, the first layer still reads 16 bits."""
+    if plan.step.float32_outputs and not plan.dropout:
+        reads = [x for x in plan.targets if x.kind == "attention" and x.suffix not in WRITERS]
+        return 4.0 * widths.hidden + 2.0 * sum(x.outputs for x in reads)
     if not (plan.step.in_groups and plan.bottleneck):
         return 0.0
     kept = kept_tensors(plan, widths)
@@ -158,6 +162,10 @@ def targets_kept(plan: Plan, widths: Widths) -> float:
         total += step.kept_rank * plan.rank_of(target)
         total += step.kept_scaled * target.outputs if plan.magnitudes else 0.0
         each = step.kept_input + (step.kept_mask if plan.dropout else 0)
+        if step.float32_outputs and plan.dropout:
+            total -= 2 * target.outputs  # the base's output is made again, in 16 bits
+        elif step.float32_outputs and writes and target.kind == "attention":
+            total -= 2 * target.outputs + step.kept_input * target.inputs  # its input has 16 bits
         if not step.inputs_shared:
             total += each * target.inputs
         elif not (writes and target.kind == "attention"):  # the attention output is kept already
@@ -174,7 +182,8 @@ def kept_after(plan: Plan, widths: Widths, target: Linear) -> float:
         if writes:
             return 0.0
         later = [x for x in plan.targets if x.kind == "mlp" and x.suffix in WRITERS]
-        return 2.0 * widths.intermediate + targets_kept(replace(plan, targets=tuple(later)), widths)
+        output = plan.step.kept_gated / 3 * widths.intermediate
+        return output + targets_kept(replace(plan, targets=tuple(later)), widths)
     kept = kept_tensors(plan, widths)
     later = [x for x in plan.targets if x.kind == "mlp"]
     total = kept["feed-forward block"] + kept["inputs of the norms"] / 2

@@ -218,13 +218,16 @@ def _named(plan: Plan, kind: Widths) -> str:
 def _base_copies(plan: Plan, forward: bool = False) -> tuple[Part, ...]:
     """16-bit copies of float32 weights, which autocast keeps until the forward pass has ended.
 
-    Later, layers that are computed again have them one at a time, as frozen ones always do.
+    Later, layers that are computed again have them one at a time, as frozen ones always do. DoRA
+    with dropout multiplies once more by the base, with a copy of its weights that it has made.
     """
     linears = [x for x in plan.architecture.linears if x.kind != "head"]
     size = plan.step.base_copies * sum(x.count * x.weights for x in linears)
+    if plan.magnitudes and plan.dropout:
+        size += 2.0 * sum(x.count * x.weights for x in plan.targets)
     if plan.checkpointing and not (forward and plan.trains_base):
         size /= plan.architecture.layers
-    return (Part("16-bit copies of the base", size, f"{plan.step.base_copies:g} B per weight"),)
+    return (Part("16-bit copies of the base", size, "2 B per weight"),)
 
 
 def _again(plan: Plan, wide: Widths) -> tuple[Part, ...]:
@@ -232,7 +235,8 @@ def _again(plan: Plan, wide: Widths) -> tuple[Part, ...]:
     if not plan.checkpointing:
         return ()
     each = kept_per_token(plan, wide)
-    if plan.step.in_groups:  # its input is held already; its last adapter is done with its own
+    if plan.step.in_groups or plan.step.float32_outputs:
+        # Its input is held already; its last adapter is done with its own.
         each -= (plan.step.stream + plan.step.kept_site * bool(plan.bottleneck)) * wide.hidden
     text = f"{plan.tokens:,} tokens x {_named(plan, wide)}: one layer, computed again"
     return (Part("recomputed layer", plan.tokens * each, text),)

@@ -43,9 +43,8 @@ class StepModel:
     """What enters the second low-rank matrix, per unit of rank and adapted linear."""
     kept_scaled: float = 4.0
     """DoRA only: outputs of the base and of the update, per output element of adapted linears."""
-    magnitude_value: float = 4.0
-    """DoRA only: of an element of the update multiplied out, and of the weight beside it; the
-    input has this size too while they are there."""
+    float32_outputs: bool = False
+    """DoRA on 4 bits only: PEFT leaves the outputs in float32, and with them the stream."""
     kept_other: float = 0.0
     """Further bytes per hidden element and layer: inputs of trained norms and base weights."""
     kept_site: float = 0.0
@@ -130,12 +129,14 @@ TRL_QLORA_DROPOUT = replace(
     TRL_LORA, name=f"{TRL_QLORA.name}, with dropout", peak_mlp=2.0, peak_hidden=10.0
 )
 TRL_DORA = replace(TRL_LORA, name="TRL, DoRA", peak_mlp=14.0, peak_counted=0.0, peak_hidden=-2.0)
-TRL_DORA_QUANTIZED = replace(  # PEFT leaves the outputs in float32, and with them the stream
+TRL_DORA_QUANTIZED = replace(
     TRL_DORA,
     name="TRL, DoRA on a 4-bit base",
-    kept_gated=15.0,
-    kept_other=3.0,
+    kept_gated=12.0,
+    kept_scaled=6.0,
+    float32_outputs=True,
     stream=4.0,
+    peak_mlp=10.0,
     traffic=15.0,
 )
 TRL_BOTTLENECK = replace(

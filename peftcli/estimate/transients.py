@@ -81,15 +81,18 @@ def magnitudes(plan: Plan, wide: Widths) -> tuple[Part, ...]:
 
 def _weighed(plan: Plan, wide: Widths, target: Linear) -> float:
     """Bytes beside all that the layer will have kept, while it computes this target's output."""
-    value, writes = plan.step.magnitude_value, target.suffix in WRITERS
-    cast = value * target.inputs if value > 2 else 0.0
-    around = 14 if plan.checkpointing else 4 if writes else 2  # the stream and its gradients
-    tokens = cast + 2 * target.inputs + around * wide.hidden - kept_after(plan, wide, target)
-    own = plan.step.kept_input * target.inputs + 2 * target.outputs  # not kept yet in the matrices
+    step, writes = plan.step, target.suffix in WRITERS
+    half = 0 if step.float32_outputs else 2  # the 16-bit original of what is cast
+    around = 4 if writes else half  # the stream, and what its norm gives
+    around += (8 + half) * plan.checkpointing  # its gradients
+    tokens = (4 + half) * target.inputs + around * wide.hidden - kept_after(plan, wide, target)
+    if plan.dropout:  # the input without what was dropped, and the base's output of it all
+        tokens += 4 * (target.inputs + target.outputs)
+    own = step.kept_input * target.inputs + 2 * target.outputs  # not kept yet in the matrices
     identity, size = float(target.inputs**2), target.weights
-    scaled = 6 if writes and plan.checkpointing else 12  # nothing more is computed again
-    early = max(6 * identity + 2 * size, 2 * identity + 4 * value * size)
-    late = 2 * identity + 2 * value * size
+    scaled = 4 + half if writes and plan.checkpointing else 12  # nothing more is computed again
+    early = max(6 * identity + 2 * size, 2 * identity + 16 * size)
+    late = 2 * identity + 8 * size
     return max(
         early + plan.tokens * (tokens - own),
         late + plan.tokens * (tokens + scaled * target.outputs),

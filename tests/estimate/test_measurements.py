@@ -84,7 +84,8 @@ def test_allocated_peaks(group: Callable[[bool], bool]) -> None:
 def test_parts(part: str, group: Callable[[bool], bool]) -> None:
     found = errors(part, group)
     wrong = {case: error for case, error in found.items() if abs(error) > 0.03}
-    assert [case for case in wrong if " dora " not in case] == []
+    workspace = part == "adapter_gib"  # DoRA multiplies as it is made: cuBLAS's 32 MiB are there
+    assert [case for case in wrong if not (workspace and "dora " in case)] == []
 
 
 @pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from allocations import Allocations
@@ -36,12 +38,41 @@ def config_of(hidden: int, intermediate: int) -> LlamaConfig:
     )
 
 
-def allocated(config: LlamaConfig, tokens: int, checkpointing: bool, **options: Any) -> int:
+def quantize(base: torch.nn.Module) -> None:
+    """Hold the linears in 4 bits, the head left out, as transformers does while it loads them."""
+    linears = [(name, x) for name, x in base.named_modules() if isinstance(x, torch.nn.Linear)]
+    for name, linear in linears:
+        if name != "lm_head":
+            small = bitsandbytes.nn.Linear4bit(
+                *(linear.in_features, linear.out_features),
+                bias=False,
+                compute_dtype=torch.bfloat16,
+                quant_type="nf4",
+            )
+            small.load_state_dict(linear.state_dict())
+            base.set_submodule(name, small.to("cpu"))
+    base.is_loaded_in_4bit = True
+
+
+def tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Parameters, and the scales of those in 4 bits."""
+    for parameter in model.parameters():
+        yield parameter
+        state = getattr(parameter, "quant_state", None)
+        found = state.as_dict().values() if state else ()
+        yield from (x for x in found if isinstance(x, torch.Tensor))
+
+
+def allocated(
+    config: LlamaConfig, tokens: int, checkpointing: bool, *, four: bool = False, **options: Any
+) -> int:
     """The peak of a forward and backward pass of all layers under autocast, loss left out."""
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(
         config, dtype=torch.bfloat16, attn_implementation="sdpa"
     )
+    if four:
+        quantize(base)
     chosen = LoraConfig(task_type="CAUSAL_LM", r=RANK, **options)
     model = get_peft_model(base, chosen).train()
     if checkpointing:
@@ -49,7 +80,7 @@ def allocated(config: LlamaConfig, tokens: int, checkpointing: bool, **options: 
         base.enable_input_require_grads()
     ids = torch.zeros(1, tokens, dtype=torch.long)
     gc.collect()
-    with Allocations(model.parameters()) as counted:
+    with Allocations(tensors(model)) as counted:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = base.model(input_ids=ids, use_cache=False).last_hidden_state.sum()
         loss.backward()
@@ -99,8 +130,54 @@ def test_dora(hidden: int, intermediate: int, tokens: int, checkpointing: bool) 
     assert predicted(plan) == pytest.approx(peak, rel=0.025)
 
 
+@pytest.fixture
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT asks for autocast without a device, which means CUDA, whose dropout keeps a mask."""
+    by_device = torch.is_autocast_enabled
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device="cpu": by_device(device))
+
+    def masked(self: torch.nn.Dropout, values: torch.Tensor) -> torch.Tensor:
+        return torch.native_dropout(values, self.p, train=True)[0]
+
+    monkeypatch.setattr(torch.nn.Dropout, "forward", masked)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize(("hidden", "intermediate", "tokens"), SIZES)
+def test_dora_on_four_bits(
+    hidden: int, intermediate: int, tokens: int, checkpointing: bool
+) -> None:
+    config = config_of(hidden, intermediate)
+    options = {"target_modules": list(ALL), "use_dora": True}
+    peak = allocated(config, tokens, checkpointing, four=True, **options)
+    plan = plan_of(config, tokens, checkpointing, magnitudes=True, quantization="nf4")
+    assert predicted(plan) == pytest.approx(peak, rel=0.015)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+@pytest.mark.parametrize("four", [False, True], ids=["16 bits", "4 bits"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+def test_dora_with_dropout(four: bool, checkpointing: bool) -> None:
+    config = config_of(256, 512)
+    options = {"target_modules": list(ALL), "use_dora": True, "lora_dropout": 0.1}
+    peak = allocated(config, 512, checkpointing, four=four, **options)
+    quantization = "nf4" if four else None
+    changes = {"magnitudes": True, "dropout": True, "quantization": quantization}
+    plan = plan_of(config, 512, checkpointing, **changes)
+    assert predicted(plan) == pytest.approx(peak, rel=0.025)
+
+
 def test_dora_on_attention_alone() -> None:
     config, targets = config_of(128, 512), ("q_proj", "v_proj")
     peak = allocated(config, 256, False, target_modules=list(targets), use_dora=True)
     plan = plan_of(config, 256, False, targets=targets, magnitudes=True)
+    assert predicted(plan) == pytest.approx(peak, rel=0.025)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+def test_dora_on_four_bits_of_attention_alone() -> None:
+    config, targets = config_of(256, 512), ALL[:4]  # what goes to the stream among them
+    peak = allocated(config, 256, False, four=True, target_modules=list(targets), use_dora=True)
+    plan = plan_of(config, 256, False, targets=targets, magnitudes=True, quantization="nf4")
     assert predicted(plan) == pytest.approx(peak, rel=0.025)
