@@ -6,19 +6,20 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from peftcli.architecture.config import Architecture
 from peftcli.errors import ArtefactError, ResourceError, UsageError
-from peftcli.estimate.find import find_architecture
+from peftcli.estimate.find import find_architecture, known_architecture
 from peftcli.estimate.gpus import FP8_FROM, GPUS, Gpu, find_gpu
 from peftcli.estimate.result import Estimate, Rows
 from peftcli.estimate.run import run
 from peftcli.methods import VARIANTS, changed
-from peftcli.recipe.checks import check_architecture, fp8_problems
+from peftcli.methods.qlora import Qlora
+from peftcli.recipe.checks import check_architecture, method_problems, stored_problems
 from peftcli.recipe.document import Document, override
 from peftcli.recipe.load import LoadedRecipe, validate
 from peftcli.recipe.schema import Recipe
@@ -48,19 +49,28 @@ class Subject:
     price: float | None
 
     def on(self, gpu: Gpu, recipe: Recipe | None = None, *, brief: bool = False) -> Estimate:
-        """The estimate on a GPU, of this recipe or of a variant of it."""
+        """The estimate on a GPU, of this recipe or of a variant of it as it is."""
         return run(
             recipe or self.loaded.recipe,
             gpu,
             rows=self.rows,
             architecture=self.architecture,
             price=self.price,
+            never_advise=recipe is not None,
             brief=brief,
         )
 
 
-def of_model(model: str, method: str, overrides: Sequence[str]) -> LoadedRecipe:
-    """A recipe of defaults for a model that was named on the command line."""
+def of_model(model: str, method: str | None, overrides: Sequence[str]) -> LoadedRecipe:
+    """A recipe of defaults for a model that was named on the command line.
+
+    Without a method QLoRA, or LoRA on a checkpoint that is quantised already.
+    """
+    if method is None:
+        method = "qlora"
+        with suppress(ArtefactError):  # which is told when the model is read
+            known = known_architecture(model)
+            method = "lora" if known and stored_problems(Qlora(), known) else method
     values = {"model": model, "method": method, "data": {"train": UNREAD}, "output": "run"}
     document = Document("--model", values)
     for text in overrides:
@@ -78,8 +88,17 @@ def subject_of(loaded: LoadedRecipe, choices: Choices) -> Subject:
         found = find_architecture(model.name, model.revision, network=not choices.offline)
     except ArtefactError as error:  # here the file is the question, not a thing to be trusted
         raise UsageError(error.message, error.hint) from None
-    check_architecture(loaded, found)
+    check_architecture(_able(loaded, found) if choices.compare else loaded, found)
     return Subject(loaded, found, _rows(loaded), price)
+
+
+def _able(loaded: LoadedRecipe, architecture: Architecture) -> LoadedRecipe:
+    """The recipe by a method that works on the model, where there is one."""
+    recipe = loaded.recipe
+    methods = [recipe.method, *(other.method for other in variants(recipe).values())]
+    able = (method for method in methods if not method_problems(method, architecture))
+    method = next(able, recipe.method)
+    return replace(loaded, recipe=recipe.model_copy(update={"method": method}))
 
 
 def estimate_recipe(loaded: LoadedRecipe, choices: Choices) -> None:
@@ -121,13 +140,6 @@ def variants(recipe: Recipe) -> dict[str, Recipe]:
     return found
 
 
-def _runs(recipe: Recipe, architecture: Architecture) -> bool:
-    """Whether a method works on a model at all."""
-    if recipe.method.frozen_in_fp8 and fp8_problems(architecture):
-        return False
-    return not recipe.method.problems(architecture)
-
-
 def _multiplies(gpu: Gpu, recipe: Recipe) -> bool:
     return gpu.compute >= FP8_FROM or not recipe.method.frozen_in_fp8
 
@@ -136,7 +148,7 @@ def _compare(subject: Subject, choices: Choices) -> None:
     card = find_gpu(choices.gpu or "H100")
     found, cards = [], {}
     for name, recipe in variants(subject.loaded.recipe).items():
-        if not _runs(recipe, subject.architecture):
+        if method_problems(recipe.method, subject.architecture):
             continue
         found.append((name, subject.on(card, recipe)))
         able = [gpu for gpu in by_price() if _multiplies(gpu, recipe)]

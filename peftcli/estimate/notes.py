@@ -66,7 +66,8 @@ def _checkpoint(stored: CheckpointQuantization, *, chosen: object) -> str:
     asked = getattr(chosen, "quantization", None)
     if not stored.held:
         how = f"in {stored.method}" if stored.method != "unknown" else "quantised, nobody says how"
-        return f"the checkpoint is stored {how}; its weights are counted in 16 bits"
+        counted = f"in {asked}, as the recipe says" if asked else "in 16 bits"
+        return f"the checkpoint is stored {how}; its weights are counted {counted}"
     bits = f"{stored.bits} bits"
     text = f"the checkpoint is stored in {stored.method}, {bits}, and is held so"
     return f"{text}; method.quantization: {asked} changes nothing" if asked else text

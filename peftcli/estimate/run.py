@@ -81,12 +81,13 @@ def run(
     reserved_gib: float = 0.0,
     price: float | None = None,
     always_advise: bool = False,
+    never_advise: bool = False,
     brief: bool = False,
 ) -> Estimate:
     """Estimate a recipe on a GPU of which others take `reserved_gib`, at `price` USD an hour.
 
-    Changes are listed where it does not fit, and always with `always_advise`. A `brief` estimate
-    has neither single changes nor the most that fits.
+    Changes are listed where it does not fit, and always with `always_advise`, or never. A `brief`
+    estimate has neither single changes nor the most that fits.
 
     Without `architecture` the model is looked for on this machine and in the catalog. Raises
     UsageError for an unknown model and ArtefactError for a broken config.json.
@@ -98,7 +99,7 @@ def run(
     plan = choose(plans, gpu, question.reserved, lengths) or smallest(plans)
     state = verdict(plan, gpu, question.reserved)
     advice, word = NOTHING, str(state)
-    if state != "fits" or always_advise:
+    if always_advise or (state != "fits" and not never_advise):
         card = Card(gpu, question.reserved)
         advice = advise(recipe, question.plans, card, 0 if brief else 3)
     if state == "does not fit" and advice.together:

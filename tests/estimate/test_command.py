@@ -99,6 +99,37 @@ def test_comparing_leaves_out_what_does_not_go_together(model: Path, tmp_path: P
     assert found["dora"]["verdict"]
 
 
+def test_a_checkpoint_that_is_quantised_already(tmp_path: Path) -> None:
+    """train cannot quantise it again, nor train its weights; LoRA is what is left."""
+    stored = CONFIG | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    model = ("--model", str(tmp_path), "--gpu", "h100")
+    for method, named in (("qlora", "nf4 is for 16-bit"), ("full", "trains every weight")):
+        done = estimate(*model, "--method", method)
+        assert done.returncode == 2
+        assert named in done.stderr
+    assert json.loads(estimate(*model, "--json").stdout)["method"] == "lora"
+    compared = estimate(*model, "--compare", "--json")
+    assert list(json.loads(compared.stdout)) == ["lora", "dora", "adapter"]
+
+
+def test_experts_that_stay_in_16_bits_are_offered_no_4_bits() -> None:
+    done = estimate("--model", "gpt-oss-20b", "--gpu", "t4")
+    assert done.returncode == 3
+    assert "qlora" not in done.stdout
+
+
+def test_comparing_tells_whether_the_method_itself_fits(model: Path) -> None:
+    shown = estimate("--compare", "--model", str(model), "--gpu", "rtx-4090", "--json")
+    assert json.loads(shown.stdout)["full"]["verdict"] == "does not fit"
+
+
+def test_a_method_beside_a_recipe_is_refused(tmp_path: Path) -> None:
+    done = estimate(str(tmp_path / "r.yaml"), "--method", "lora")
+    assert done.returncode == 2
+    assert "--set method=lora" in done.stderr
+
+
 def test_every_card_without_a_name(model: Path) -> None:
     done = estimate("--model", str(model))
     assert done.returncode == 0, done.stderr
