@@ -86,13 +86,14 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """The most that fits with the other settings as they are; None where nothing does."""
+    """The most that fits with the other settings as they are; a row has at most the positions of
+    the model."""
 
     micro_batch_size: int
     tokens_per_row: int
     checkpointing: Mode
     host_gib: float
-    """Host memory that the longest row takes, with `checkpointing: offload`."""
+    """Host memory that this takes, with `checkpointing: offload`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +104,8 @@ class TimeEstimate:
     tokens_per_second: float
     speed: str
     """Where the card's efficiency comes from: measured, published, or its data sheet."""
+    low_usd_per_million_tokens: float | None = None
+    high_usd_per_million_tokens: float | None = None
     steps: int | None = None
     low_seconds: float | None = None
     likely_seconds: float | None = None

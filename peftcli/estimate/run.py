@@ -194,11 +194,14 @@ def _limits(recipe: Recipe, plan: Plan, question: Question) -> Limits:
     """The most that fits at the thriftiest that the recipe leaves open."""
     thrifty = plan.checkpointed(_fixed_mode(recipe) or modes(plan)[-1])
     length = longest_row(thrifty, question.gpu, question.reserved)
+    length = min(length, plan.architecture.max_positions or length)
+    rows = largest_micro_batch(thrifty, question.gpu, question.reserved)
+    most = replace(thrifty, micro_batch=rows), replace(thrifty, micro_batch=1, length=length)
     return Limits(
-        micro_batch_size=largest_micro_batch(thrifty, question.gpu, question.reserved),
+        micro_batch_size=rows,
         tokens_per_row=length,
         checkpointing=thrifty.mode,
-        host_gib=host_bytes(replace(thrifty, micro_batch=1, length=length)) / GIB,
+        host_gib=max(map(host_bytes, most)) / GIB,
     )
 
 
@@ -212,6 +215,9 @@ def _time(
     if found is None:
         return None
     step = TimeEstimate(found.step_seconds, found.tokens_per_second, gpu.speed)
+    if prices:
+        low, high = (each * 1e6 / 3600 / found.tokens_per_second for each in prices)
+        step = replace(step, low_usd_per_million_tokens=low, high_usd_per_million_tokens=high)
     if steps is None:
         return step
     low, likely, high = found.seconds

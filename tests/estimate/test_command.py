@@ -124,6 +124,34 @@ def test_comparing_tells_whether_the_method_itself_fits(model: Path) -> None:
     assert json.loads(shown.stdout)["full"]["verdict"] == "does not fit"
 
 
+def test_the_longest_row_is_one_that_the_model_has_positions_for(model: Path) -> None:
+    config = CONFIG | {"max_position_embeddings": 8192}
+    (model / "config.json").write_text(json.dumps(config))
+    done = estimate("--model", str(model), "--gpu", "h100", "--json")
+    limits = json.loads(done.stdout)["limits"]
+    assert limits["tokens_per_row"] == 8192
+    assert limits["micro_batch_size"] > 100
+    assert limits["host_gib"] > 50  # of so many rows, not of the one
+
+
+def test_a_price_is_told_of_tokens_where_nobody_knows_the_rows(model: Path) -> None:
+    arguments = ("--model", str(model), "--gpu", "h100", "--price", "3.6")
+    time = json.loads(estimate(*arguments, "--json").stdout)["time"]
+    each = 1000 / time["tokens_per_second"]
+    assert time["low_usd_per_million_tokens"] == pytest.approx(each)
+    shown = estimate(*arguments).stdout
+    assert f"{each:.2g} USD a million tokens" in shown
+    assert "training.max_steps" in shown
+    assert "max_steps" not in estimate(*arguments, "--set", "training.max_steps=9").stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("--compare",)])
+def test_tables_tell_that_a_model_is_not_known(model: Path, arguments: tuple[str, ...]) -> None:
+    (model / "config.json").write_text(json.dumps(CONFIG | {"model_type": "brand_new"}))
+    shown = estimate("--model", str(model), *arguments).stdout
+    assert "note: brand_new is not known: sizes are those of a plain decoder" in shown
+
+
 def test_a_method_beside_a_recipe_is_refused(tmp_path: Path) -> None:
     done = estimate(str(tmp_path / "r.yaml"), "--method", "lora")
     assert done.returncode == 2
