@@ -122,8 +122,19 @@ def estimate_recipe(loaded: LoadedRecipe, choices: Choices) -> None:
         raise ResourceError(
             f"{estimate.gpu} cannot hold this run: it needs about {memory.needed_gib:.1f} GiB of "
             f"{memory.available_gib:.1f} GiB",
-            "make the changes above, or name a larger --gpu",
+            _way_out(estimate),
         )
+
+
+def _way_out(estimate: Estimate) -> str:
+    """What is left to a run that does not fit."""
+    if estimate.paste:
+        return "make the changes above, or name a larger --gpu"
+    if estimate.other_gpus:
+        return "name a larger --gpu; no change of the recipe is enough"
+    return (
+        "no change of the recipe is enough, and no card of the table either: take a smaller model"
+    )
 
 
 def variants(recipe: Recipe) -> dict[str, Recipe]:

@@ -124,6 +124,13 @@ def test_comparing_tells_whether_the_method_itself_fits(model: Path) -> None:
     assert json.loads(shown.stdout)["full"]["verdict"] == "does not fit"
 
 
+def test_what_no_card_holds_is_not_told_to_change(tmp_path: Path) -> None:
+    done = estimate("--model", "deepseek-v3", "--gpu", "h200")
+    assert done.returncode == 3
+    assert "changes above" not in done.stderr
+    assert "take a smaller model" in done.stderr
+
+
 def test_the_longest_row_is_one_that_the_model_has_positions_for(model: Path) -> None:
     config = CONFIG | {"max_position_embeddings": 8192}
     (model / "config.json").write_text(json.dumps(config))
