@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from peftcli.architecture.config import Architecture
 from peftcli.errors import ArtefactError, ResourceError, UsageError
 from peftcli.estimate.find import find_architecture, known_architecture
-from peftcli.estimate.gpus import FP8_FROM, GPUS, Gpu, find_gpu
+from peftcli.estimate.gpus import GPUS, Gpu, find_gpu
 from peftcli.estimate.result import Estimate, Rows
 from peftcli.estimate.run import run
 from peftcli.methods import VARIANTS, changed
@@ -117,6 +117,8 @@ def estimate_recipe(loaded: LoadedRecipe, choices: Choices) -> None:
         from peftcli.estimate.show import show_estimate
 
         show_estimate(estimate, explain=choices.explain)
+    if estimate.refusal:
+        raise ResourceError(estimate.refusal, "name another --gpu, or leave that key out")
     if not estimate.holds:
         memory = estimate.memory
         raise ResourceError(
@@ -151,10 +153,6 @@ def variants(recipe: Recipe) -> dict[str, Recipe]:
     return found
 
 
-def _multiplies(gpu: Gpu, recipe: Recipe) -> bool:
-    return gpu.compute >= FP8_FROM or not recipe.method.frozen_in_fp8
-
-
 def _compare(subject: Subject, choices: Choices) -> None:
     card = find_gpu(choices.gpu or "H100")
     found, cards = [], {}
@@ -162,8 +160,7 @@ def _compare(subject: Subject, choices: Choices) -> None:
         if method_problems(recipe.method, subject.architecture):
             continue
         found.append((name, subject.on(card, recipe)))
-        able = [gpu for gpu in by_price() if _multiplies(gpu, recipe)]
-        fitting = (gpu for gpu in able if subject.on(gpu, recipe).verdict == "fits")
+        fitting = (gpu for gpu in by_price() if subject.on(gpu, recipe).verdict == "fits")
         cards[name] = next(fitting, None)
     if choices.as_json:
         values = {
@@ -184,7 +181,7 @@ def by_price() -> list[Gpu]:
 
 def _every_gpu(subject: Subject, *, as_json: bool) -> None:
     found = [subject.on(gpu, brief=not as_json) for gpu in GPUS]
-    found.sort(key=lambda item: (not item.holds, item.memory.available_gib))
+    found.sort(key=lambda x: (not x.holds, x.refusal != "", x.memory.available_gib))
     if as_json:
         print(json.dumps({item.gpu: asdict(item) for item in found}, indent=2))
         return

@@ -24,14 +24,8 @@ def notes_on(recipe: Recipe, plan: Plan, rows: Rows, gpu: Gpu) -> Iterator[str]:
     yield from _mixture(plan)
     if architecture.quantization is not None:
         yield _checkpoint(architecture.quantization, chosen=recipe.method)
-    if recipe.method.frozen_in_fp8 and gpu.compute < FP8_FROM:
-        yield f"{gpu.name} does not multiply in fp8: `train` refuses it there"
-    if recipe.training.asks_for_fused_layers and not gpu.has_bfloat16:
-        mode = recipe.training.checkpointing
-        yield (
-            f"{gpu.name} computes in float16: `train` refuses `checkpointing: {mode}` there, and "
-            "this is of `full`"
-        )
+    if why := refusal(recipe, gpu):
+        yield why
     if plan.magnitudes:
         yield "DoRA multiplies each update out in the shape of its weight: slow, and counted"
     if plan.lowest is not None:
@@ -45,6 +39,19 @@ def notes_on(recipe: Recipe, plan: Plan, rows: Rows, gpu: Gpu) -> Iterator[str]:
         text = "the rows were not read: every row is taken as long as data.max_length"
         known = recipe.training.max_steps is not None
         yield text if known else f"{text}; --set training.max_steps=1000 tells time and cost"
+
+
+def refusal(recipe: Recipe, gpu: Gpu) -> str:
+    """Why `train` refuses a recipe on a card, whatever it holds; empty where it does not."""
+    if recipe.method.frozen_in_fp8 and gpu.compute < FP8_FROM:
+        return f"{gpu.name} does not multiply in fp8: `train` refuses it there"
+    if recipe.training.asks_for_fused_layers and not gpu.has_bfloat16:
+        mode = recipe.training.checkpointing
+        return (
+            f"{gpu.name} computes in float16: `train` refuses `checkpointing: {mode}` there, and "
+            "this is of `full`"
+        )
+    return ""
 
 
 def _mixture(plan: Plan) -> Iterator[str]:

@@ -146,7 +146,7 @@ class Estimate:
     """What the run saves as its result."""
     gpu: str
     verdict: str
-    """fits, tight, fits with changes, or does not fit."""
+    """fits, tight, fits with changes, does not fit, or does not run: `refusal` says why."""
     memory: MemoryEstimate
     settings: Settings
     limits: Limits | None
@@ -157,6 +157,8 @@ class Estimate:
     paste: str
     """Lines of YAML that make the run fit together; empty where it fits, or nothing helps."""
     other_gpus: tuple[OtherGpu, ...]
+    refusal: str
+    """Why `train` refuses the recipe on this card, whatever it holds; empty where it does not."""
     own_price: bool
     """Whether the cost follows from --price and not from our table."""
     notes: tuple[str, ...]

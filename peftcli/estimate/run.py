@@ -25,7 +25,7 @@ from peftcli.estimate.gpus import GIB, Gpu
 from peftcli.estimate.groups import copies_of_factors
 from peftcli.estimate.memory import host_bytes, loading_peak, training_peak
 from peftcli.estimate.merging import merge_estimate
-from peftcli.estimate.notes import notes_on
+from peftcli.estimate.notes import notes_on, refusal
 from peftcli.estimate.plan import Mode, Plan
 from peftcli.estimate.result import (
     Estimate,
@@ -104,6 +104,7 @@ def run(
         advice = advise(recipe, question.plans, card, 0 if brief else 3)
     if state == "does not fit" and advice.together:
         word = "fits with changes"
+    refused = refusal(recipe, gpu)
     packing = packs(recipe, found)
     return Estimate(
         model=recipe.model.name,
@@ -112,7 +113,7 @@ def run(
         trainable=plan.trainable,
         adapter_file_gib=4 * plan.trainable / GIB,  # float32, as they are trained
         gpu=gpu.name,
-        verdict=word,
+        verdict="does not run" if refused else word,
         memory=_memory(plan, gpu, question.reserved),
         settings=_settings(plan, packing=packing),
         limits=_limits(recipe, plan, question) if state == "fits" and not brief else None,
@@ -123,6 +124,7 @@ def run(
         ),
         paste=as_yaml(advice.together),
         other_gpus=() if state == "fits" else tuple(_other(x) for x in gpus_that_fit(plan)[:3]),
+        refusal=refused,
         own_price=price is not None,
         notes=tuple(notes_on(recipe, plan, question.rows, gpu)),
     )

@@ -131,6 +131,21 @@ def test_what_no_card_holds_is_not_told_to_change(tmp_path: Path) -> None:
     assert "take a smaller model" in done.stderr
 
 
+def test_a_card_that_train_refuses_does_not_run_it(model: Path) -> None:
+    fp8 = ("--model", str(model), "--method", "lora", "--set", "method.quantization=fp8")
+    done = estimate(*fp8, "--gpu", "a100")
+    assert done.returncode == 3
+    assert "on A100 80GB: does not run" in done.stdout
+    assert "does not multiply in fp8" in done.stderr
+    verdicts = {
+        name: x["verdict"] for name, x in json.loads(estimate(*fp8, "--json").stdout).items()
+    }
+    assert verdicts["L40S"] == "fits"
+    assert verdicts["A40"] == verdicts["T4"] == "does not run"
+    offload = ("--model", str(model), "--set", "training.checkpointing=offload")
+    assert estimate(*offload, "--gpu", "v100").returncode == 3
+
+
 def test_the_longest_row_is_one_that_the_model_has_positions_for(model: Path) -> None:
     config = CONFIG | {"max_position_embeddings": 8192}
     (model / "config.json").write_text(json.dumps(config))
