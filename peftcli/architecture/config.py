@@ -44,6 +44,8 @@ def read_architecture(path: Path) -> Architecture:
     Raises ArtefactError when the file is missing, not JSON, or no decoder's configuration.
     """
     file = path / "config.json" if path.is_dir() else path
+    if not file.exists() and (path / "adapter_config.json").is_file():
+        refuse_other_files(Keys({"peft_type": ""}, str(path)))
     return architecture_from(read_json(file), where=str(file))
 
 

@@ -24,6 +24,8 @@ def notes_on(recipe: Recipe, plan: Plan, rows: Rows, gpu: Gpu) -> Iterator[str]:
     yield from _mixture(plan)
     if architecture.quantization is not None:
         yield _checkpoint(architecture.quantization, chosen=recipe.method)
+    if not gpu.tflops:
+        yield "of this card only the memory is known: a name of the table tells time and cost too"
     if why := refusal(recipe, gpu):
         yield why
     if plan.magnitudes:

@@ -276,6 +276,17 @@ def test_a_folder_of_another_kind(tmp_path: Path) -> None:
     done = estimate("--model", str(tmp_path / "pictures"), "--gpu", "24GB")
     assert done.returncode == 2
     assert "pictures/config.json: no such file" in done.stderr
+    assert "configuration" not in done.stderr
+    (tmp_path / "pictures" / "adapter_config.json").write_text("{}")
+    done = estimate("--model", str(tmp_path / "pictures"))
+    assert done.returncode == 2
+    assert "of an adapter, not a model" in done.stderr
+
+
+def test_a_card_of_which_only_the_memory_is_known(model: Path) -> None:
+    note = "of this card only the memory is known"
+    assert note in estimate("--model", str(model), "--gpu", "24GB").stdout
+    assert note not in estimate("--model", str(model), "--gpu", "rtx-4090").stdout
 
 
 def test_absurd_sizes_that_are_numbers_do_not_crash(model: Path) -> None:
