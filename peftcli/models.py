@@ -119,6 +119,8 @@ def load_base(
             check_folder(folder)
         except ArtefactError as error:
             raise ArtefactError(f"model: {error.message}", error.hint) from None
+    # None would hide from transformers how a checkpoint is stored that is quantised already
+    stored = {} if quantization is None else {"quantization_config": quantization}
     try:
         with _loading(model):
             base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
@@ -126,10 +128,10 @@ def load_base(
                 revision=model.revision,
                 trust_remote_code=model.trust_remote_code,
                 dtype=DTYPES[device.dtype],
-                quantization_config=quantization,
                 attn_implementation=attention if model.attention == "auto" else model.attention,
                 device_map={"": 0 if device.kind == "cuda" else "cpu"},
                 use_safetensors=True,
+                **stored,
             )
     except torch.cuda.OutOfMemoryError:
         raise ResourceError(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from transformers import BitsAndBytesConfig
 
 from peftcli.adapters import load_adapter
@@ -37,6 +38,15 @@ def test_an_evaluation_leaves_a_4_bit_base_as_it_was(base_model: Path) -> None:
     with torch.no_grad():
         model(ids)
     assert torch.equal(gradient(), before)
+
+
+def test_a_checkpoint_that_is_quantised_already_is_held_as_it_is_stored(
+    base_model: Path, tmp_path: Path
+) -> None:
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    load_base(Model(name=str(base_model)), CPU, nf4).save_pretrained(tmp_path)
+    model = load_base(Model(name=str(tmp_path)), CPU)
+    assert isinstance(model.get_submodule("model.layers.0.self_attn.q_proj"), Linear4bit)
 
 
 @pytest.mark.parametrize("name", ["bundled:tyni", "/no/such/folder", "./model"])

@@ -63,7 +63,10 @@ def nearest_names(name: str, most: int = 3) -> list[str]:
     """Aliases that look like `name`, best first, for a message about an unknown model."""
     from difflib import get_close_matches
 
-    found = get_close_matches(_short(name), list(_by_name()), n=3 * most, cutoff=0.5)
+    wanted, known = _short(name), list(_by_name())
+    begun = [x for x in known if len(x) > 4 and (wanted.startswith(x) or x.startswith(wanted))]
+    found = sorted(begun, key=len, reverse=True) if len(wanted) > 2 else []
+    found += get_close_matches(wanted, known, n=3 * most, cutoff=0.5)
     return list(dict.fromkeys(_by_name()[short].alias for short in found))[:most]
 
 

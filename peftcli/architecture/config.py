@@ -12,6 +12,7 @@ from peftcli.architecture.families import family_of
 from peftcli.architecture.keys import Keys, read_json
 from peftcli.architecture.layout import Layout
 from peftcli.architecture.layouts import LAYOUTS
+from peftcli.architecture.others import OTHER_MODEL, refuse_other_files, refuse_other_models
 from peftcli.architecture.quirks import adjusted, assumed_layout
 from peftcli.architecture.shapes import (
     Architecture,
@@ -36,12 +37,6 @@ __all__ = [
     "read_architecture",
 ]
 
-OTHER_FILES = {
-    "peft_type": ("an adapter", "Give the folder of its base model."),
-    "tokenizer_class": ("a tokenizer", "Give the model's config.json."),
-    "_class_name": ("an image model", "peftcli tunes language models."),
-}
-
 
 def read_architecture(path: Path) -> Architecture:
     """Read a config.json, or the one in a model's folder.
@@ -49,6 +44,8 @@ def read_architecture(path: Path) -> Architecture:
     Raises ArtefactError when the file is missing, not JSON, or no decoder's configuration.
     """
     file = path / "config.json" if path.is_dir() else path
+    if not file.exists() and (path / "adapter_config.json").is_file():
+        refuse_other_files(Keys({"peft_type": ""}, str(path)))
     return architecture_from(read_json(file), where=str(file))
 
 
@@ -64,26 +61,17 @@ def architecture_from(config: Any, where: str = "config.json") -> Architecture:
     keys = Keys(config, where)
     model_type = keys.text("model_type")
     if model_type is None:
-        _refuse_other_files(keys)
+        refuse_other_files(keys)
     text = keys.section("text_config")
     if text is not None and model_type not in LAYOUTS:
         return _wrapped(keys, text, model_type or "")
     return _decoder(keys, model_type or "")
 
 
-def _refuse_other_files(keys: Keys) -> None:
-    for key, (what, hint) in OTHER_FILES.items():
-        if key in keys.values:
-            raise ArtefactError(f"{keys.where}: the configuration of {what}, not a model", hint)
-    raise ArtefactError(
-        f"{keys.where}: model_type is missing", "Is this the config.json of a transformers model?"
-    )
-
-
 def _decoder(keys: Keys, model_type: str, family_name: str = "") -> Architecture:
     known = LAYOUTS.get(model_type)
     if known is None:
-        _refuse_other_models(keys, model_type)
+        refuse_other_models(keys, model_type)
     layout = known or assumed_layout(keys)
     keys = Keys(keys.values, keys.where, layout.defaults)
     if model_type == "nemotron_h":
@@ -106,8 +94,7 @@ def _assumed_sizes(keys: Keys, layout: Layout, model_type: str) -> Sizes:
         raise ArtefactError(
             f"{keys.where}: {model_type!r} models are not supported: not known here, and not read "
             f"as an ordinary attention decoder either ({reason})",
-            "Memory, packing and targets would be guesses: take another model, or train this one "
-            "with TRL and PEFT themselves.",
+            OTHER_MODEL,
         ) from None
 
 
@@ -139,18 +126,6 @@ def _wrapped(outer: Keys, text: Keys, model_type: str) -> Architecture:
         tensors=(*tensors, *found.tensors),
         exact=not vision.flag("vision_use_head", True),  # no released Gemma 3 has that head
     )
-
-
-def _refuse_other_models(keys: Keys, model_type: str) -> None:
-    """Encoders and models of other kinds have the same keys; their class name tells."""
-    names = keys.texts("architectures") or []
-    generating = ("CausalLM", "ConditionalGeneration", "LMHead")
-    wrong_class = names and not any(mark in name for name in names for mark in generating)
-    if wrong_class or keys.flag("is_encoder_decoder", False):
-        raise ArtefactError(
-            f"{keys.where}: {names[0] if names else model_type!r} is no causal language model",
-            "peftcli tunes decoders, which AutoModelForCausalLM loads.",
-        )
 
 
 def _architecture(

@@ -24,7 +24,12 @@ def estimate(
     model: Annotated[
         str | None, typer.Option(help="A model instead of a recipe, for instance llama-3.1-8b.")
     ] = None,
-    method: Annotated[str, typer.Option(help="The method, together with --model.")] = "qlora",
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="The method, together with --model; qlora on 16-bit weights when absent."
+        ),
+    ] = None,
     price: Annotated[
         float | None, typer.Option(help="US dollars for an hour of the GPU: 1.99.")
     ] = None,
@@ -43,6 +48,11 @@ def estimate(
         raise UsageError(
             f"estimate: {recipe} and --model {model}: one of the two",
             f"leave one out; `--set model.name={model}` puts the model into the recipe",
+        )
+    if method and not model:
+        raise UsageError(
+            f"estimate: --method {method} goes with --model",
+            f"`--set method={method}` puts the method into the recipe",
         )
     loaded = of_model(model, method, overrides) if model else None
     if loaded is None:

@@ -12,6 +12,7 @@ from peftcli.estimate.gpus import GIB, Gpu
 from peftcli.estimate.memory import host_bytes, training_peak
 from peftcli.estimate.plan import Plan
 from peftcli.methods import changed
+from peftcli.recipe.checks import method_problems
 from peftcli.recipe.schema import Recipe
 
 Plans = Callable[[Recipe], list[Plan]]
@@ -119,8 +120,11 @@ def _applied(recipe: Recipe, changes: Iterable[Change]) -> Recipe:
 def _changes(recipe: Recipe, plans: Plans, card: Card) -> Iterator[Change]:
     """Everything that can be changed, in the order of what it costs the user."""
     before = _peak(plans(recipe))
+    architecture = plans(recipe)[0].architecture
     for section, keys, consequence in _offers(recipe, plans(recipe), card):
         other = _with(recipe, section, keys)
+        if section == "method" and method_problems(other.method, architecture):
+            continue
         after = plans(other)
         saves = before - _peak(after)
         yield Change(section, keys, consequence, other, saves, card.holds(after))

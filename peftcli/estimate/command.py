@@ -6,19 +6,20 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from peftcli.architecture.config import Architecture
 from peftcli.errors import ArtefactError, ResourceError, UsageError
-from peftcli.estimate.find import find_architecture
-from peftcli.estimate.gpus import FP8_FROM, GPUS, Gpu, find_gpu
+from peftcli.estimate.find import find_architecture, known_architecture
+from peftcli.estimate.gpus import GPUS, Gpu, find_gpu
 from peftcli.estimate.result import Estimate, Rows
 from peftcli.estimate.run import run
 from peftcli.methods import VARIANTS, changed
-from peftcli.recipe.checks import check_architecture, fp8_problems
+from peftcli.methods.qlora import Qlora
+from peftcli.recipe.checks import check_architecture, method_problems, stored_problems
 from peftcli.recipe.document import Document
 from peftcli.recipe.load import LoadedRecipe, validate
 from peftcli.recipe.schema import Recipe
@@ -48,19 +49,28 @@ class Subject:
     price: float | None
 
     def on(self, gpu: Gpu, recipe: Recipe | None = None, *, brief: bool = False) -> Estimate:
-        """The estimate on a GPU, of this recipe or of a variant of it."""
+        """The estimate on a GPU, of this recipe or of a variant of it as it is."""
         return run(
             recipe or self.loaded.recipe,
             gpu,
             rows=self.rows,
             architecture=self.architecture,
             price=self.price,
+            never_advise=recipe is not None,
             brief=brief,
         )
 
 
-def of_model(model: str, method: str, overrides: Sequence[str]) -> LoadedRecipe:
-    """A recipe of defaults for a model that was named on the command line."""
+def of_model(model: str, method: str | None, overrides: Sequence[str]) -> LoadedRecipe:
+    """A recipe of defaults for a model that was named on the command line.
+
+    Without a method QLoRA, or LoRA on a checkpoint that is quantised already.
+    """
+    if method is None:
+        method = "qlora"
+        with suppress(ArtefactError):  # which is told when the model is read
+            known = known_architecture(model)
+            method = "lora" if known and stored_problems(Qlora(), known) else method
     values = {"model": model, "method": method, "data": {"train": UNREAD}, "output": "run"}
     return validate(Document("--model", values), overrides)
 
@@ -75,8 +85,17 @@ def subject_of(loaded: LoadedRecipe, choices: Choices) -> Subject:
         found = find_architecture(model.name, model.revision, network=not choices.offline)
     except ArtefactError as error:  # here the file is the question, not a thing to be trusted
         raise UsageError(error.message, error.hint) from None
-    check_architecture(loaded, found)
+    check_architecture(_able(loaded, found) if choices.compare else loaded, found)
     return Subject(loaded, found, _rows(loaded), price)
+
+
+def _able(loaded: LoadedRecipe, architecture: Architecture) -> LoadedRecipe:
+    """The recipe by a method that works on the model, where there is one."""
+    recipe = loaded.recipe
+    methods = [recipe.method, *(other.method for other in variants(recipe).values())]
+    able = (method for method in methods if not method_problems(method, architecture))
+    method = next(able, recipe.method)
+    return replace(loaded, recipe=recipe.model_copy(update={"method": method}))
 
 
 def estimate_recipe(loaded: LoadedRecipe, choices: Choices) -> None:
@@ -95,13 +114,26 @@ def estimate_recipe(loaded: LoadedRecipe, choices: Choices) -> None:
         from peftcli.estimate.show import show_estimate
 
         show_estimate(estimate, explain=choices.explain)
+    if estimate.refusal:
+        raise ResourceError(estimate.refusal, "name another --gpu, or leave that key out")
     if not estimate.holds:
         memory = estimate.memory
         raise ResourceError(
             f"{estimate.gpu} cannot hold this run: it needs about {memory.needed_gib:.1f} GiB of "
             f"{memory.available_gib:.1f} GiB",
-            "make the changes above, or name a larger --gpu",
+            _way_out(estimate),
         )
+
+
+def _way_out(estimate: Estimate) -> str:
+    """What is left to a run that does not fit."""
+    if estimate.paste:
+        return "make the changes above, or name a larger --gpu"
+    if estimate.other_gpus:
+        return "name a larger --gpu; no change of the recipe is enough"
+    return (
+        "no change of the recipe is enough, and no card of the table either: take a smaller model"
+    )
 
 
 def variants(recipe: Recipe) -> dict[str, Recipe]:
@@ -118,30 +150,14 @@ def variants(recipe: Recipe) -> dict[str, Recipe]:
     return found
 
 
-def _runs(recipe: Recipe, architecture: Architecture) -> bool:
-    """Whether a method works on a model at all."""
-    if recipe.method.frozen_in_fp8 and fp8_problems(architecture):
-        return False
-    return not recipe.method.problems(architecture)
-
-
-def _runs_on(gpu: Gpu, recipe: Recipe, architecture: Architecture) -> bool:
-    """Whether `train` lets the card run a method as it is shown, where it has fused layers."""
-    if recipe.method.frozen_in_fp8 and gpu.compute < FP8_FROM:
-        return False
-    fusible = recipe.method.footprint(architecture).fusible
-    return gpu.has_bfloat16 or not (fusible and recipe.training.asks_for_fused_layers)
-
-
 def _compare(subject: Subject, choices: Choices) -> None:
     card = find_gpu(choices.gpu or "H100")
     found, cards = [], {}
     for name, recipe in variants(subject.loaded.recipe).items():
-        if not _runs(recipe, subject.architecture):
+        if method_problems(recipe.method, subject.architecture):
             continue
         found.append((name, subject.on(card, recipe)))
-        able = [gpu for gpu in by_price() if _runs_on(gpu, recipe, subject.architecture)]
-        fitting = (gpu for gpu in able if subject.on(gpu, recipe).verdict == "fits")
+        fitting = (gpu for gpu in by_price() if subject.on(gpu, recipe).verdict == "fits")
         cards[name] = next(fitting, None)
     if choices.as_json:
         values = {
@@ -162,7 +178,7 @@ def by_price() -> list[Gpu]:
 
 def _every_gpu(subject: Subject, *, as_json: bool) -> None:
     found = [subject.on(gpu, brief=not as_json) for gpu in GPUS]
-    found.sort(key=lambda item: (not item.holds, item.memory.available_gib))
+    found.sort(key=lambda x: (not x.holds, x.refusal != "", x.memory.available_gib))
     if as_json:
         print(json.dumps({item.gpu: asdict(item) for item in found}, indent=2))
         return

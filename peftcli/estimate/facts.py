@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from peftcli.architecture.config import Architecture
-from peftcli.estimate.gpus import Gpu
+from peftcli.estimate.gpus import FP8_FROM, Gpu
 from peftcli.estimate.plan import Attention, Plan
 from peftcli.estimate.step_model import (
     FUSED_BOTTLENECK,
@@ -42,7 +42,7 @@ def plan_of(
         dtype = "bfloat16" if gpu.has_bfloat16 else "float16"
     footprint = method.footprint(architecture)
     plan = Plan(
-        architecture=architecture,
+        architecture=as_loaded(architecture, gpu),
         trainable=method.trainable_parameters(architecture),
         targets=footprint.targets,
         rank=footprint.rank,
@@ -68,6 +68,14 @@ def plan_of(
     )
     fused = footprint.fusible and runs_fused(recipe, architecture, dtype)
     return replace(plan, step=fused_step_of(plan) if fused else step_of(plan))
+
+
+def as_loaded(architecture: Architecture, gpu: Gpu) -> Architecture:
+    """The model as transformers holds it: fp8 becomes 16 bits where the card cannot multiply it."""
+    stored = architecture.quantization
+    if stored is None or stored.method != "fp8" or gpu.compute >= FP8_FROM:
+        return architecture
+    return replace(architecture, quantization=replace(stored, bits=None))
 
 
 def runs_fused(recipe: Recipe, architecture: Architecture, dtype: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from peftcli.architecture.config import Architecture
 from peftcli.architecture.shapes import CheckpointQuantization
 from peftcli.estimate.fit import CALIBRATED
 from peftcli.estimate.gpus import FP8_FROM, GIB, Gpu
@@ -24,14 +25,10 @@ def notes_on(recipe: Recipe, plan: Plan, rows: Rows, gpu: Gpu) -> Iterator[str]:
     yield from _mixture(plan)
     if architecture.quantization is not None:
         yield _checkpoint(architecture.quantization, chosen=recipe.method)
-    if recipe.method.frozen_in_fp8 and gpu.compute < FP8_FROM:
-        yield f"{gpu.name} does not multiply in fp8: `train` refuses it there"
-    if recipe.training.asks_for_fused_layers and not gpu.has_bfloat16:
-        mode = recipe.training.checkpointing
-        yield (
-            f"{gpu.name} computes in float16: `train` refuses `checkpointing: {mode}` there, and "
-            "this is of `full`"
-        )
+    if not gpu.tflops:
+        yield "of this card only the memory is known: a name of the table tells time and cost too"
+    if why := refusal(recipe, architecture, gpu):
+        yield why
     if recipe.training.checkpointing == architecture.layers:
         yield f"`checkpointing: {architecture.layers}` is `full`: the model has no more layers"
     if plan.magnitudes:
@@ -44,7 +41,24 @@ def notes_on(recipe: Recipe, plan: Plan, rows: Rows, gpu: Gpu) -> Iterator[str]:
     if rows.how:
         yield rows.how
     elif rows.longest is None:
-        yield "the rows were not read: every row is taken as long as data.max_length"
+        text = "the rows were not read: every row is taken as long as data.max_length"
+        known = recipe.training.max_steps is not None
+        yield text if known else f"{text}; --set training.max_steps=1000 tells time and cost"
+
+
+def refusal(recipe: Recipe, architecture: Architecture, gpu: Gpu) -> str:
+    """Why `train` refuses a recipe on a card, whatever it holds; empty where it does not."""
+    if recipe.method.frozen_in_fp8 and gpu.compute < FP8_FROM:
+        return f"{gpu.name} does not multiply in fp8: `train` refuses it there"
+    if gpu.has_bfloat16 or not recipe.training.asks_for_fused_layers:
+        return ""
+    if not recipe.method.footprint(architecture).fusible:  # which is shown with `full` anywhere
+        return ""
+    mode = recipe.training.checkpointing
+    return (
+        f"{gpu.name} computes in float16: `train` refuses `checkpointing: {mode}` there, and this "
+        "is of `full`"
+    )
 
 
 def _mixture(plan: Plan) -> Iterator[str]:
@@ -68,7 +82,8 @@ def _checkpoint(stored: CheckpointQuantization, *, chosen: object) -> str:
     asked = getattr(chosen, "quantization", None)
     if not stored.held:
         how = f"in {stored.method}" if stored.method != "unknown" else "quantised, nobody says how"
-        return f"the checkpoint is stored {how}; its weights are counted in 16 bits"
+        counted = f"in {asked}, as the recipe says" if asked else "in 16 bits"
+        return f"the checkpoint is stored {how}; its weights are counted {counted}"
     bits = f"{stored.bits} bits"
     text = f"the checkpoint is stored in {stored.method}, {bits}, and is held so"
     return f"{text}; method.quantization: {asked} changes nothing" if asked else text

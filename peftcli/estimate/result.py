@@ -88,13 +88,14 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """The most that fits with the other settings as they are; None where nothing does."""
+    """The most that fits with the other settings as they are; a row has at most the positions of
+    the model."""
 
     micro_batch_size: int
     tokens_per_row: int
     checkpointing: Mode
     host_gib: float
-    """Host memory that the longest row takes, with `checkpointing: offload`."""
+    """Host memory that this takes, with `checkpointing: offload`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +106,8 @@ class TimeEstimate:
     tokens_per_second: float
     speed: str
     """Where the card's efficiency comes from: measured, published, or its data sheet."""
+    low_usd_per_million_tokens: float | None = None
+    high_usd_per_million_tokens: float | None = None
     steps: int | None = None
     low_seconds: float | None = None
     likely_seconds: float | None = None
@@ -145,7 +148,7 @@ class Estimate:
     """What the run saves as its result."""
     gpu: str
     verdict: str
-    """fits, tight, fits with changes, or does not fit."""
+    """fits, tight, fits with changes, does not fit, or does not run: `refusal` says why."""
     memory: MemoryEstimate
     settings: Settings
     limits: Limits | None
@@ -156,6 +159,8 @@ class Estimate:
     paste: str
     """Lines of YAML that make the run fit together; empty where it fits, or nothing helps."""
     other_gpus: tuple[OtherGpu, ...]
+    refusal: str
+    """Why `train` refuses the recipe on this card, whatever it holds; empty where it does not."""
     own_price: bool
     """Whether the cost follows from --price and not from our table."""
     offload_needs_gib: float

@@ -25,7 +25,7 @@ from peftcli.estimate.gpus import GIB, Gpu
 from peftcli.estimate.groups import copies_of_factors
 from peftcli.estimate.memory import host_bytes, loading_parts, loading_peak, training_peak
 from peftcli.estimate.merging import merge_estimate
-from peftcli.estimate.notes import notes_on
+from peftcli.estimate.notes import notes_on, refusal
 from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Mode, Plan
 from peftcli.estimate.result import (
@@ -94,13 +94,14 @@ def run(
     host_gib: float = math.inf,
     price: float | None = None,
     always_advise: bool = False,
+    never_advise: bool = False,
     brief: bool = False,
 ) -> Estimate:
     """Estimate a recipe on a GPU of which others take `reserved_gib`, at `price` USD an hour.
 
     With `host_gib`, inputs of layers wait in host memory only where they take no more than that.
-    Changes are listed where it does not fit, and always with `always_advise`. A `brief` estimate
-    has neither single changes nor the most that fits.
+    Changes are listed where it does not fit, and always with `always_advise`, or never. A `brief`
+    estimate has neither single changes nor the most that fits.
 
     Without `architecture` the model is looked for on this machine and in the catalog. Raises
     UsageError for an unknown model and ArtefactError for a broken config.json.
@@ -112,11 +113,12 @@ def run(
     plan = choose(plans, gpu, question.reserved, lengths) or smallest(plans)
     state = verdict(plan, gpu, question.reserved)
     advice, word = NOTHING, str(state)
-    if state != "fits" or always_advise:
+    if always_advise or (state != "fits" and not never_advise):
         card = Card(gpu, question.reserved, question.host)
         advice = advise(recipe, question.plans, card, 0 if brief else 3)
     if state == "does not fit" and advice.together:
         word = "fits with changes"
+    refused = refusal(recipe, found, gpu)
     packing = packs(recipe, found)
     return Estimate(
         model=recipe.model.name,
@@ -125,7 +127,7 @@ def run(
         trainable=plan.trainable,
         adapter_file_gib=4 * plan.trainable / GIB,  # float32, as they are trained
         gpu=gpu.name,
-        verdict=word,
+        verdict="does not run" if refused else word,
         memory=_memory(plan, gpu, question.reserved),
         settings=_settings(plan, packing=packing),
         limits=_limits(recipe, plan, question) if state == "fits" and not brief else None,
@@ -136,6 +138,7 @@ def run(
         ),
         paste=as_yaml(advice.together),
         other_gpus=() if state == "fits" else tuple(_other(x) for x in gpus_that_fit(plan)[:3]),
+        refusal=refused,
         own_price=price is not None,
         offload_needs_gib=0.0 if state == "fits" else _offload_needs(recipe, question),
         notes=tuple(notes_on(recipe, plan, question.rows, gpu)),
@@ -222,11 +225,14 @@ def _limits(recipe: Recipe, plan: Plan, question: Question) -> Limits:
     """The most that fits at the thriftiest that the recipe leaves open."""
     thrifty = plan.checkpointed(_fixed_mode(recipe) or modes(plan)[-1])
     length = longest_row(thrifty, question.gpu, question.reserved)
+    length = min(length, plan.architecture.max_positions or length)
+    rows = largest_micro_batch(thrifty, question.gpu, question.reserved)
+    most = replace(thrifty, micro_batch=rows), replace(thrifty, micro_batch=1, length=length)
     return Limits(
-        micro_batch_size=largest_micro_batch(thrifty, question.gpu, question.reserved),
+        micro_batch_size=rows,
         tokens_per_row=length,
         checkpointing=thrifty.mode,
-        host_gib=host_bytes(replace(thrifty, micro_batch=1, length=length)) / GIB,
+        host_gib=max(map(host_bytes, most)) / GIB,
     )
 
 
@@ -240,6 +246,9 @@ def _time(
     if found is None:
         return None
     step = TimeEstimate(found.step_seconds, found.tokens_per_second, gpu.speed)
+    if prices:
+        low, high = (each * 1e6 / 3600 / found.tokens_per_second for each in prices)
+        step = replace(step, low_usd_per_million_tokens=low, high_usd_per_million_tokens=high)
     if steps is None:
         return step
     low, likely, high = found.seconds

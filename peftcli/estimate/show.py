@@ -93,6 +93,7 @@ def show_gpus(estimates: Sequence[Estimate]) -> None:
         for item in estimates
     ]
     print(table(head, rows))
+    _show_shared_notes(estimates)
 
 
 def show_methods(
@@ -119,6 +120,15 @@ def show_methods(
         for name, item in estimates
     ]
     print(table(head, rows))
+    _show_shared_notes([item for _, item in estimates])
+
+
+def _show_shared_notes(estimates: Sequence[Estimate]) -> None:
+    """What is to know of every line of a table."""
+    first, *others = estimates
+    for note in first.notes:
+        if all(note in other.notes for other in others):
+            print(f"note: {note}")
 
 
 def _other_mode(item: Estimate, first: Settings) -> str:
@@ -153,10 +163,18 @@ def cost(time: TimeEstimate | None) -> str:
     return f"{time.low_cost_usd:.2f} to {time.high_cost_usd:.2f}"
 
 
+def _dollars(low: float, high: float) -> str:
+    """From the cheapest to the dearest, once where that is the same."""
+    cheap, dear = f"{low:.2g}", f"{high:.2g}"
+    return cheap if cheap == dear else f"{cheap} to {dear}"
+
+
 def _run(time: TimeEstimate) -> str:
     rate = f"{time.tokens_per_second:,.0f} tokens/s"
     if time.steps is None:
-        return f"{time.step_seconds:.2f} s a step ({rate})"
+        low, high = time.low_usd_per_million_tokens, time.high_usd_per_million_tokens
+        million = f", {_dollars(low, high)} USD a million tokens" if low and high else ""
+        return f"{time.step_seconds:.2f} s a step ({rate}{million})"
     money = f", {cost(time)} USD" if time.low_cost_usd is not None else ""
     return (
         f"{time.steps:,} steps of {time.step_seconds:.2f} s: {hours(time.low_seconds)} to "
@@ -167,7 +185,7 @@ def _run(time: TimeEstimate) -> str:
 def _price(estimate: Estimate) -> str:
     """Where the price comes from; nothing where --price or no price was used."""
     time, row = estimate.time, prices().get(estimate.gpu)
-    if time is None or time.low_cost_usd is None or row is None or estimate.own_price:
+    if time is None or row is None or estimate.own_price:
         return ""
     return f"; {row.low:.2f} to {row.high:.2f} USD an hour, read {row.read}, no promise"
 

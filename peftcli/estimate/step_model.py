@@ -90,7 +90,7 @@ class StepModel:
     """16-bit copies of a float32 adapter that autocast keeps, per value."""
     in_groups: bool = False
     """Linears with one input are one matrix, which holds the 16-bit factors too; 4-bit ones are
-    expanded into a buffer that stays (peftcli/train/fast/weights.py)."""
+    expanded into a buffer that stays (peftcli/train/fast/four_bit.py)."""
     base_copies: float = 0.0
     """16-bit copies of float32 base weights that the backward pass needs, per weight."""
     traffic: float = 18.0

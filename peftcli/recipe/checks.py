@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from peftcli.architecture.shapes import Architecture
 from peftcli.errors import RecipeError
+from peftcli.methods.base import Method
 from peftcli.recipe.document import Path, dotted
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
@@ -49,11 +50,7 @@ def rows_apart(recipe: Recipe, architecture: Architecture) -> bool:
 
 def check_architecture(loaded: LoadedRecipe, architecture: Architecture) -> None:
     """Raise RecipeError with every line of the recipe that cannot work on this model."""
-    found: list[tuple[Path, str]] = [
-        (("method", *keys), text) for keys, text in loaded.recipe.method.problems(architecture)
-    ]
-    if loaded.recipe.method.frozen_in_fp8:
-        found += fp8_problems(architecture)
+    found = method_problems(loaded.recipe.method, architecture)
     what = loaded.recipe.training.asks_for_fused_layers
     if what and not found:
         found += checkpointing_problems(what, loaded.recipe, architecture)
@@ -69,6 +66,32 @@ def check_architecture(loaded: LoadedRecipe, architecture: Architecture) -> None
     if found:
         lines = [f"{loaded.document.place(path)}: {dotted(path)}: {text}" for path, text in found]
         raise RecipeError("\n".join(lines), f"the model is a {architecture.model_type}")
+
+
+def method_problems(method: Method, architecture: Architecture) -> list[tuple[Path, str]]:
+    """Why a method cannot work on a model; empty where it can."""
+    found: list[tuple[Path, str]] = [
+        (("method", *keys), text) for keys, text in method.problems(architecture)
+    ]
+    if method.frozen_in_fp8:
+        found += fp8_problems(architecture)
+    return found + stored_problems(method, architecture)
+
+
+def stored_problems(method: Method, architecture: Architecture) -> list[tuple[Path, str]]:
+    """What cannot be done with a checkpoint because it is quantised already."""
+    stored = architecture.quantization
+    if stored is None or stored.method == "unknown":
+        return []
+    asked = method.footprint(architecture)
+    if asked.trains_base and stored.held:
+        text = f"trains every weight, and this checkpoint is stored in {stored.method}"
+        return [(("method", "name"), f"{text}; name the 16-bit one, or write `lora`")]
+    if asked.quantization in ("nf4", "fp4") and stored.method != "bitsandbytes":
+        text = f"{asked.quantization} is for 16-bit checkpoints, and this is stored in"
+        without = "write `lora`, or `adapter` without it"
+        return [(("method", "quantization"), f"{text} {stored.method}; {without}")]
+    return []
 
 
 def fp8_problems(architecture: Architecture) -> list[tuple[Path, str]]:

@@ -62,6 +62,9 @@ def test_names_are_found_in_any_case_and_from_mirrors() -> None:
 def test_nearest_names() -> None:
     assert nearest_names("lama-3.1-8b")[0] == "llama-3.1-8b"
     assert "qwen3-8b" in nearest_names("Qwen/Qwen3-8")
+    assert nearest_names("qwen3-8b-instruct")[0] == "qwen3-8b"
+    assert nearest_names("someone/Llama-3.1-8B-4bit-mlx")[0] == "llama-3.1-8b"
+    assert "mistral-7b-v0.1" in nearest_names("mistral")
     assert nearest_names("zzz") == []
 
 

@@ -81,8 +81,27 @@ def test_a_state_space_model_is_refused_with_the_reason(kind: str, missing: str)
     with pytest.raises(
         ArtefactError, match=f"'{kind}' models are not supported.*{missing}"
     ) as caught:
-        architecture_from({**config, **heads, "state_size": 8, "architectures": ["XForCausalLM"]})
+        architecture_from({**config, **heads, "architectures": ["XForCausalLM"]})
     assert "TRL and PEFT" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mamba_d_state", 16),
+        ("state_size", 8),
+        ("lru_width", 32),
+        ("linear_num_value_heads", 4),
+        ("conv_L_cache", 3),
+        ("layer_types", ["full_attention", "linear_attention"]),
+    ],
+)
+def test_layers_without_attention_are_no_plain_decoder(key: str, value: object) -> None:
+    """All keys of a decoder are there, and half of the layers are of another kind."""
+    with pytest.raises(ArtefactError, match=f"'hybrid' models are not supported.*{key}"):
+        architecture_from({**PLAIN, "model_type": "hybrid", key: value})
+    attention = {"layer_types": ["full_attention", "sliding_attention"]}
+    assert not architecture_from({**PLAIN, "model_type": "brand_new", **attention}).exact
 
 
 @pytest.mark.parametrize("content", ["[1]", '"text"', "{", "\x00", "[" * 100_000, "null"])

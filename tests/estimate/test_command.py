@@ -120,6 +120,87 @@ def test_the_cheapest_card_has_the_way_of_checkpointing(
     assert found["dora"]["cheapest_gpu"] == "V100 32GB"  # on plain layers, and shown with `full`
 
 
+def test_a_checkpoint_that_is_quantised_already(tmp_path: Path) -> None:
+    """train cannot quantise it again, nor train its weights; LoRA is what is left."""
+    stored = CONFIG | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    model = ("--model", str(tmp_path), "--gpu", "h100")
+    for method, named in (("qlora", "nf4 is for 16-bit"), ("full", "trains every weight")):
+        done = estimate(*model, "--method", method)
+        assert done.returncode == 2
+        assert named in done.stderr
+    assert json.loads(estimate(*model, "--json").stdout)["method"] == "lora"
+    compared = estimate(*model, "--compare", "--json")
+    assert list(json.loads(compared.stdout)) == ["lora", "dora", "adapter"]
+
+
+def test_experts_that_stay_in_16_bits_are_offered_no_4_bits() -> None:
+    done = estimate("--model", "gpt-oss-20b", "--gpu", "t4")
+    assert done.returncode == 3
+    assert "qlora" not in done.stdout
+
+
+def test_comparing_tells_whether_the_method_itself_fits(model: Path) -> None:
+    shown = estimate("--compare", "--model", str(model), "--gpu", "rtx-4090", "--json")
+    assert json.loads(shown.stdout)["full"]["verdict"] == "does not fit"
+
+
+def test_what_no_card_holds_is_not_told_to_change(tmp_path: Path) -> None:
+    done = estimate("--model", "deepseek-v3", "--gpu", "h200")
+    assert done.returncode == 3
+    assert "changes above" not in done.stderr
+    assert "take a smaller model" in done.stderr
+
+
+def test_a_card_that_train_refuses_does_not_run_it(model: Path) -> None:
+    fp8 = ("--model", str(model), "--method", "lora", "--set", "method.quantization=fp8")
+    done = estimate(*fp8, "--gpu", "a100")
+    assert done.returncode == 3
+    assert "on A100 80GB: does not run" in done.stdout
+    assert "does not multiply in fp8" in done.stderr
+    verdicts = {
+        name: x["verdict"] for name, x in json.loads(estimate(*fp8, "--json").stdout).items()
+    }
+    assert verdicts["L40S"] == "fits"
+    assert verdicts["A40"] == verdicts["T4"] == "does not run"
+    offload = ("--model", str(model), "--set", "training.checkpointing=offload")
+    assert estimate(*offload, "--gpu", "v100").returncode == 3
+
+
+def test_the_longest_row_is_one_that_the_model_has_positions_for(model: Path) -> None:
+    config = CONFIG | {"max_position_embeddings": 8192}
+    (model / "config.json").write_text(json.dumps(config))
+    done = estimate("--model", str(model), "--gpu", "h100", "--json")
+    limits = json.loads(done.stdout)["limits"]
+    assert limits["tokens_per_row"] == 8192
+    assert limits["micro_batch_size"] > 100
+    assert limits["host_gib"] > 50  # of so many rows, not of the one
+
+
+def test_a_price_is_told_of_tokens_where_nobody_knows_the_rows(model: Path) -> None:
+    arguments = ("--model", str(model), "--gpu", "h100", "--price", "3.6")
+    time = json.loads(estimate(*arguments, "--json").stdout)["time"]
+    each = 1000 / time["tokens_per_second"]
+    assert time["low_usd_per_million_tokens"] == pytest.approx(each)
+    shown = estimate(*arguments).stdout
+    assert f"{each:.2g} USD a million tokens" in shown
+    assert "training.max_steps" in shown
+    assert "max_steps" not in estimate(*arguments, "--set", "training.max_steps=9").stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("--compare",)])
+def test_tables_tell_that_a_model_is_not_known(model: Path, arguments: tuple[str, ...]) -> None:
+    (model / "config.json").write_text(json.dumps(CONFIG | {"model_type": "brand_new"}))
+    shown = estimate("--model", str(model), *arguments).stdout
+    assert "note: brand_new is not known: sizes are those of a plain decoder" in shown
+
+
+def test_a_method_beside_a_recipe_is_refused(tmp_path: Path) -> None:
+    done = estimate(str(tmp_path / "r.yaml"), "--method", "lora")
+    assert done.returncode == 2
+    assert "--set method=lora" in done.stderr
+
+
 def test_every_card_without_a_name(model: Path) -> None:
     done = estimate("--model", str(model))
     assert done.returncode == 0, done.stderr
@@ -216,6 +297,17 @@ def test_a_folder_of_another_kind(tmp_path: Path) -> None:
     done = estimate("--model", str(tmp_path / "pictures"), "--gpu", "24GB")
     assert done.returncode == 2
     assert "pictures/config.json: no such file" in done.stderr
+    assert "configuration" not in done.stderr
+    (tmp_path / "pictures" / "adapter_config.json").write_text("{}")
+    done = estimate("--model", str(tmp_path / "pictures"))
+    assert done.returncode == 2
+    assert "of an adapter, not a model" in done.stderr
+
+
+def test_a_card_of_which_only_the_memory_is_known(model: Path) -> None:
+    note = "of this card only the memory is known"
+    assert note in estimate("--model", str(model), "--gpu", "24GB").stdout
+    assert note not in estimate("--model", str(model), "--gpu", "rtx-4090").stdout
 
 
 def test_absurd_sizes_that_are_numbers_do_not_crash(model: Path) -> None:

@@ -26,7 +26,8 @@ def test_equals_peaks_measured_on_a_t4(point: Point) -> None:
 
 
 # Process peaks, so context and fragments count. Not matched, and left out: ms-swift's table for
-# qwen-7b (20-35 % above ours, its checkpointing is unclear), LitGPT's 4-bit rows (17 % above),
+# qwen-7b (20-35 % above ours, its checkpointing is unclear), LitGPT's 4-bit rows (MatMul4Bit
+# of bitsandbytes 0.41 held its inputs by ctx.tensors = (A, B); today it is (None, B)),
 # PEFT's method comparison of LoRA (6-10 % above; it runs without autocast).
 PROCESS: list[tuple[float, Plan]] = [
     *(

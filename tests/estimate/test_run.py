@@ -269,6 +269,17 @@ def test_other_quantised_checkpoints_are_counted_in_16_bits(method: str) -> None
     assert any("counted in 16 bits" in note for note in found.notes)
 
 
+def test_an_fp8_checkpoint_becomes_16_bits_on_a_card_that_cannot_multiply_it() -> None:
+    section = {"quantization_config": {"quant_method": "fp8"}}
+    stored = architecture_from(find_config("llama-3.1-8b") | section)
+    ada, ampere = (
+        run(recipe(method="lora"), find_gpu(name), architecture=stored) for name in ("l40s", "a100")
+    )
+    assert ampere.memory.base_gib == pytest.approx(2 * 8_030_261_248 / 2**30)
+    assert ada.memory.base_gib < 0.6 * ampere.memory.base_gib
+    assert any("counted in 16 bits" in note for note in ampere.notes)
+
+
 def test_an_unknown_architecture_is_marked_and_gets_a_wide_band() -> None:
     unknown = architecture_from(find_config("llama-3.1-8b") | {"model_type": "brand_new"})
     found = run(recipe(method="lora"), find_gpu("h200"), architecture=unknown)
