@@ -176,6 +176,8 @@ def gpus_that_fit(plan: Plan) -> list[Gpu]:
 
 def _runs(plan: Plan, gpu: Gpu) -> bool:
     """Whether the GPU computes in what the plan's layers need: fused ones leave out float16."""
-    if plan.quantization == "fp8" and gpu.compute < FP8_FROM:
-        return False
+    stored = plan.architecture.quantization
+    held_in_fp8 = stored is not None and stored.held and stored.method == "fp8"
+    if (plan.quantization == "fp8" or held_in_fp8) and gpu.compute < FP8_FROM:
+        return False  # of a checkpoint that is expanded there the plan says nothing
     return gpu.has_bfloat16 or not plan.step.in_groups

@@ -119,6 +119,9 @@ def run(
     if state == "does not fit" and advice.together:
         word = "fits with changes"
     refused = refusal(recipe, found, gpu)
+    word = "does not run" if refused else word
+    others = [] if word == "fits" else gpus_that_fit(plan)
+    others = [other for other in others if not refusal(recipe, found, other)]
     packing = packs(recipe, found)
     return Estimate(
         model=recipe.model.name,
@@ -127,7 +130,7 @@ def run(
         trainable=plan.trainable,
         adapter_file_gib=4 * plan.trainable / GIB,  # float32, as they are trained
         gpu=gpu.name,
-        verdict="does not run" if refused else word,
+        verdict=word,
         memory=_memory(plan, gpu, question.reserved),
         settings=_settings(plan, packing=packing),
         limits=_limits(recipe, plan, question) if state == "fits" and not brief else None,
@@ -137,7 +140,7 @@ def run(
             Suggestion(x.line, x.consequence, x.saves / GIB, x.fits) for x in advice.single
         ),
         paste=as_yaml(advice.together),
-        other_gpus=() if state == "fits" else tuple(_other(x) for x in gpus_that_fit(plan)[:3]),
+        other_gpus=tuple(map(_other, others[:3])),
         refusal=refused,
         own_price=price is not None,
         offload_needs_gib=0.0 if state == "fits" else _offload_needs(recipe, question),

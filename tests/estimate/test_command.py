@@ -163,8 +163,24 @@ def test_a_card_that_train_refuses_does_not_run_it(model: Path) -> None:
     }
     assert verdicts["L40S"] == "fits"
     assert verdicts["A40"] == verdicts["T4"] == "does not run"
+    assert "fits A40" not in done.stdout
+    assert "fits L40S" in done.stdout
     offload = ("--model", str(model), "--set", "training.checkpointing=offload")
-    assert estimate(*offload, "--gpu", "v100").returncode == 3
+    done = estimate(*offload, "--gpu", "v100")
+    assert done.returncode == 3
+    assert "fits RTX 3090" in done.stdout
+    assert "fits T4" not in done.stdout
+
+
+def test_cards_that_are_named_multiply_what_the_checkpoint_is_stored_in(tmp_path: Path) -> None:
+    stored = CONFIG | {"quantization_config": {"quant_method": "fp8", "weight_block_size": [9, 9]}}
+    big = stored | {"hidden_size": 8192, "intermediate_size": 32768, "num_hidden_layers": 24}
+    (tmp_path / "config.json").write_text(json.dumps(big))
+    done = estimate("--model", str(tmp_path), "--gpu", "l4", "--json")
+    others = {other["name"] for other in json.loads(done.stdout)["other_gpus"]}
+    assert done.returncode == 3
+    assert others
+    assert not others & {"A40", "RTX A6000", "A100 40GB", "A100 80GB"}
 
 
 def test_the_longest_row_is_one_that_the_model_has_positions_for(model: Path) -> None:
