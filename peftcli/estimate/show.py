@@ -10,6 +10,7 @@ from peftcli.estimate.prices import prices
 from peftcli.estimate.result import Estimate, MemoryEstimate, Settings, TimeEstimate
 
 Rows = Sequence[Sequence[str]]
+SHOWN_GIB = 0.05  # what is not 0.0 with one digit
 SPEED = {
     "measured": "",
     "published": "; the card's speed follows from runs that others published",
@@ -55,9 +56,12 @@ def show_estimate(estimate: Estimate, *, explain: bool) -> None:
 
 
 def _show_memory(memory: MemoryEstimate) -> None:
+    paged = ""
+    if memory.paged_gib >= SHOWN_GIB:
+        paged = f", {memory.paged_gib:.1f} of it paged states that give way"
     print(
         f"  peak {memory.likely_gib:.1f} GiB allocated ({memory.low_gib:.1f} to "
-        f"{memory.high_gib:.1f}), nvidia-smi shows {memory.card_gib:.1f}; "
+        f"{memory.high_gib:.1f}), nvidia-smi shows {memory.card_gib:.1f}{paged}; "
         f"{memory.needed_gib:.1f} GiB of the card's {memory.available_gib:.1f} to be safe; "
         f"loading {memory.loading_gib:.1f} GiB"
     )

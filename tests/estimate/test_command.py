@@ -42,6 +42,7 @@ def test_a_local_config_on_a_card(model: Path) -> None:
     assert "on RTX 4090: fits" in done.stdout
     assert "8,030,261,248 parameters" in done.stdout
     assert "nvidia-smi shows" in done.stdout
+    assert "0.3 of it paged states that give way" in done.stdout
     assert "at most" in done.stdout
     assert "inputs of the norms 16,392" in done.stdout
     assert "GB" not in done.stdout.replace("GiB", "")
