@@ -90,8 +90,11 @@ def subject_of(loaded: LoadedRecipe, choices: Choices) -> Subject:
 
 
 def _able(loaded: LoadedRecipe, architecture: Architecture) -> LoadedRecipe:
-    """The recipe by a method that works on the model, where there is one."""
+    """The recipe by a method that works on the model, where only the method itself does not."""
     recipe = loaded.recipe
+    wrong = {keys for keys, _ in method_problems(recipe.method, architecture)}
+    if not wrong <= {("method", "name"), ("method", "quantization")}:
+        return loaded
     methods = [recipe.method, *(other.method for other in variants(recipe).values())]
     able = (method for method in methods if not method_problems(method, architecture))
     method = next(able, recipe.method)
