@@ -18,9 +18,8 @@ from peftcli.estimate.result import Rows
 from peftcli.recipe.schema import Data
 
 SAMPLED = 1000  # rows read of each file; the rest follows from the file's size
-BYTES_PER_TOKEN = (
-    4.0  # UTF-8 under vocabularies of 32,000 to 152,000: a letter is 1, a Chinese sign 3
-)
+BYTES_PER_TOKEN = 4.0
+"""UTF-8 under vocabularies of 32,000 to 152,000: a letter takes 1, a Chinese sign 3."""
 HEAD = 8 << 20  # bytes in which lines are counted; the rest follows from the file's size
 HOW = (
     "{count:,} rows of about {mean:,.0f} tokens, at 4 bytes of text a token: no tokenizer was run, "
