@@ -64,7 +64,7 @@ def test_a_checkpoint_whose_reader_is_not_installed(
     config = json.loads((stored / "config.json").read_text())
     config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 32}
     (stored / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ArtefactError, match="does not load: .*pip install") as caught:
+    with pytest.raises(ArtefactError, match=r"does not load: .*pip install") as caught:
         load_base(Model(name=str(stored)), CPU)
     assert "install" in caught.value.hint
 
