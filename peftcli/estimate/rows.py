@@ -72,7 +72,7 @@ def _rows_of(file: DataFile, sample: Sequence[RawRow]) -> float:
     with open_data(file) as handle:
         head = handle.read(HEAD)
     times = max(1.0, _unpacked_size(file) / len(head))
-    if sample[-1].line == 1:  # JSON without line breaks
+    if sample[0].line == sample[-1].line:  # JSON without line breaks between rows
         plain = head.isascii()
         written = sum(len(dumps(row.value, ensure_ascii=plain).encode()) + 2 for row in sample)
         return times * len(head) * len(sample) / written
