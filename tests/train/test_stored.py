@@ -20,7 +20,11 @@ from peftcli.train.run import Options, run
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 STORED = {
     "4 bits": (NF4, "float32", "fused layers"),
-    "4 bits of bfloat16": (NF4, "bfloat16", "fused layers"),
+    "4 bits of bfloat16": (
+        NF4,
+        "bfloat16",
+        "plain layers: fused ones leave out a base in bfloat16",
+    ),
     "8 bits": (
         {"load_in_8bit": True},
         "float32",
