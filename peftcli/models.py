@@ -138,7 +138,7 @@ def load_base(
             f"model: {model.name} does not fit on {device.name} ({device.memory_gib:.1f} GiB)",
             "write `method: qlora`, which holds the base in 4 bits, or use a larger GPU",
         ) from None
-    if quantization is not None and device.kind == "cpu":
+    if device.kind == "cpu" and hasattr(base.config, "quantization_config"):
         _keep_exact(base)
     return base
 
@@ -192,4 +192,7 @@ def _unloadable(model: Model, error: Exception) -> ArtefactError | UsageError:
             f"model: {model.name} is neither a folder here nor a model the hub gave: {text[:200]}",
             "check the name, the network and, for gated models, your token (hf auth login)",
         )
-    return ArtefactError(f"model: {model.name} does not load: {text[:300]}", "check the folder")
+    hint = "check the folder"
+    if isinstance(error, ImportError):  # of what reads weights that are stored in its own way
+        hint = "install what it names, or name the 16-bit checkpoint"
+    return ArtefactError(f"model: {model.name} does not load: {text[:300]}", hint)

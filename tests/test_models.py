@@ -20,10 +20,18 @@ from peftcli.recipe.schema import Model
 CPU = Device("cpu", "float32", "CPU", None)
 
 
-def test_an_evaluation_leaves_a_4_bit_base_as_it_was(base_model: Path) -> None:
+NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_an_evaluation_leaves_a_4_bit_base_as_it_was(
+    base_model: Path, tmp_path: Path, stored: bool
+) -> None:
     """bitsandbytes repacks and rounds NF4 weights on some CPUs, and later gradients are wrong."""
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    model = load_base(Model(name=str(base_model)), CPU, nf4)
+    model = load_base(Model(name=str(base_model)), CPU, NF4)
+    if stored:
+        model.save_pretrained(tmp_path)
+        model = load_base(Model(name=str(tmp_path)), CPU)
     ids = torch.arange(3, 19)[None]
 
     def gradient() -> torch.Tensor:
@@ -43,10 +51,22 @@ def test_an_evaluation_leaves_a_4_bit_base_as_it_was(base_model: Path) -> None:
 def test_a_checkpoint_that_is_quantised_already_is_held_as_it_is_stored(
     base_model: Path, tmp_path: Path
 ) -> None:
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-    load_base(Model(name=str(base_model)), CPU, nf4).save_pretrained(tmp_path)
+    load_base(Model(name=str(base_model)), CPU, NF4).save_pretrained(tmp_path)
     model = load_base(Model(name=str(tmp_path)), CPU)
     assert isinstance(model.get_submodule("model.layers.0.self_attn.q_proj"), Linear4bit)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors"])
+def test_a_checkpoint_whose_reader_is_not_installed(
+    base_model: Path, tmp_path: Path, method: str
+) -> None:
+    stored = shutil.copytree(base_model, tmp_path / "stored")
+    config = json.loads((stored / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 32}
+    (stored / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtefactError, match=r"does not load: .*pip install") as caught:
+        load_base(Model(name=str(stored)), CPU)
+    assert "install" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["bundled:tyni", "/no/such/folder", "./model"])

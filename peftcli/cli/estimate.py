@@ -54,7 +54,7 @@ def estimate(
             f"estimate: --method {method} goes with --model",
             f"`--set method={method}` puts the method into the recipe",
         )
-    loaded = of_model(model, method, overrides) if model else None
+    loaded = of_model(model, method, overrides, network=not offline) if model else None
     if loaded is None:
         if recipe is None:
             raise UsageError("estimate: no recipe", "name a YAML file, or --model NAME")

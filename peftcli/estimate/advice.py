@@ -119,11 +119,11 @@ def _applied(recipe: Recipe, changes: Iterable[Change]) -> Recipe:
 
 def _changes(recipe: Recipe, plans: Plans, card: Card) -> Iterator[Change]:
     """Everything that can be changed, in the order of what it costs the user."""
-    before = _peak(plans(recipe))
-    architecture = plans(recipe)[0].architecture
-    for section, keys, consequence in _offers(recipe, plans(recipe), card):
+    now = plans(recipe)
+    before = _peak(now)
+    for section, keys, consequence in _offers(recipe, now, card):
         other = _with(recipe, section, keys)
-        if section == "method" and method_problems(other.method, architecture):
+        if section == "method" and method_problems(other.method, now[0].architecture):
             continue
         after = plans(other)
         saves = before - _peak(after)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from peftcli.architecture.config import Architecture
 from peftcli.errors import ArtefactError, ResourceError, UsageError
-from peftcli.estimate.find import find_architecture, known_architecture
+from peftcli.estimate.find import find_architecture
 from peftcli.estimate.gpus import GPUS, Gpu, find_gpu
 from peftcli.estimate.result import Estimate, Rows
 from peftcli.estimate.run import run
@@ -61,16 +61,18 @@ class Subject:
         )
 
 
-def of_model(model: str, method: str | None, overrides: Sequence[str]) -> LoadedRecipe:
+def of_model(
+    model: str, method: str | None, overrides: Sequence[str], *, network: bool
+) -> LoadedRecipe:
     """A recipe of defaults for a model that was named on the command line.
 
     Without a method QLoRA, or LoRA on a checkpoint that is quantised already.
     """
     if method is None:
         method = "qlora"
-        with suppress(ArtefactError):  # which is told when the model is read
-            known = known_architecture(model)
-            method = "lora" if known and stored_problems(Qlora(), known) else method
+        with suppress(ArtefactError, UsageError):  # which is told when the model is read
+            found = find_architecture(model, network=network)
+            method = "lora" if stored_problems(Qlora(), found) else method
     values = {"model": model, "method": method, "data": {"train": UNREAD}, "output": "run"}
     return validate(Document("--model", values), overrides)
 
@@ -90,8 +92,11 @@ def subject_of(loaded: LoadedRecipe, choices: Choices) -> Subject:
 
 
 def _able(loaded: LoadedRecipe, architecture: Architecture) -> LoadedRecipe:
-    """The recipe by a method that works on the model, where there is one."""
+    """The recipe by a method that works on the model, where only the method itself does not."""
     recipe = loaded.recipe
+    wrong = {keys for keys, _ in method_problems(recipe.method, architecture)}
+    if not wrong <= {("method", "name"), ("method", "quantization")}:
+        return loaded
     methods = [recipe.method, *(other.method for other in variants(recipe).values())]
     able = (method for method in methods if not method_problems(method, architecture))
     method = next(able, recipe.method)

@@ -68,7 +68,6 @@ class Duration:
     step_seconds: float
     tokens_per_second: float
     """Real tokens, padding not counted."""
-    flops_per_token: float
     cost_usd: tuple[float, float] | None
     """Lowest seconds at the lowest price to highest seconds at the highest."""
 
@@ -100,7 +99,6 @@ def duration(
         seconds=(low, likely, high),
         step_seconds=step,
         tokens_per_second=plan.batch * lengths.mean / step,
-        flops_per_token=sum(flops_per_token(plan, lengths.packed or lengths.computed(plan))),
         cost_usd=cost,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from peftcli.architecture.config import Architecture
-from peftcli.estimate.gpus import FP8_FROM, Gpu
+from peftcli.estimate.gpus import Gpu
 from peftcli.estimate.plan import Attention, Plan
 from peftcli.estimate.step_model import (
     FUSED_BOTTLENECK,
@@ -73,7 +73,7 @@ def plan_of(
 def as_loaded(architecture: Architecture, gpu: Gpu) -> Architecture:
     """The model as transformers holds it: fp8 becomes 16 bits where the card cannot multiply it."""
     stored = architecture.quantization
-    if stored is None or stored.method != "fp8" or gpu.compute >= FP8_FROM:
+    if stored is None or stored.method != "fp8" or gpu.has_fp8:
         return architecture
     return replace(architecture, quantization=replace(stored, bits=None))
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from peftcli.estimate.duration import Lengths, step_seconds
-from peftcli.estimate.gpus import FP8_FROM, GPUS, Gpu, find_gpu
-from peftcli.estimate.memory import loading_peak, training_peak
+from peftcli.estimate.gpus import GPUS, Gpu, find_gpu
+from peftcli.estimate.loading import loading_peak
+from peftcli.estimate.memory import training_peak
 from peftcli.estimate.plan import Mode, Plan
 from peftcli.estimate.weights import weights
 
@@ -178,6 +179,6 @@ def _runs(plan: Plan, gpu: Gpu) -> bool:
     """Whether the GPU computes in what the plan's layers need: fused ones leave out float16."""
     stored = plan.architecture.quantization
     held_in_fp8 = stored is not None and stored.held and stored.method == "fp8"
-    if (plan.quantization == "fp8" or held_in_fp8) and gpu.compute < FP8_FROM:
+    if (plan.quantization == "fp8" or held_in_fp8) and not gpu.has_fp8:
         return False  # of a checkpoint that is expanded there the plan says nothing
     return gpu.has_bfloat16 or not plan.step.in_groups

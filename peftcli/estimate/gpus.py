@@ -48,6 +48,11 @@ class Gpu:
         return self.compute >= 80
 
     @property
+    def has_fp8(self) -> bool:
+        """Whether it multiplies in fp8."""
+        return self.compute >= FP8_FROM
+
+    @property
     def context(self) -> float:
         """Bytes that CUDA and its loaded kernels take.
 

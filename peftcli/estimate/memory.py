@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from peftcli.estimate.groups import factors_and_room, turning_into_fp8
+from peftcli.estimate.groups import factors_and_room
 from peftcli.estimate.layer import (
     STAY,
     Kinds,
@@ -31,7 +31,7 @@ from peftcli.estimate.transients import (
     expanded,
     magnitudes,
 )
-from peftcli.estimate.weights import Weights, largest_expanded, state_bytes, weights
+from peftcli.estimate.weights import Weights, state_bytes, weights
 from peftcli.estimate.widths import Widths
 
 GIB = 2**30
@@ -67,31 +67,6 @@ def training_peak(plan: Plan) -> Peak:
         return peak
     with_all = training_peak(replace(plan, offload=False))  # never less at any moment
     return min(with_all, peak, key=lambda found: found.size)
-
-
-def loading_peak(plan: Plan) -> float:
-    """Bytes at the fullest moment before the first step."""
-    return sum(part.size for part in loading_parts(plan))
-
-
-def loading_parts(plan: Plan) -> tuple[Part, ...]:
-    """What is there at that moment: the weights, and one in 16 bits that becomes 4-bit.
-
-    A base for fp8 loads in 16 bits, gets its adapters, and is turned into 8 bits then.
-    """
-    if plan.quantization == "fp8":
-        whole = weights(replace(plan, quantization=None))
-        text = "codes and factors of a group, and a part of a weight in float32"
-        return (
-            Part("base in 16 bits", whole.base(), "before it is turned into fp8"),
-            Part("adapter", whole.trained, f"{plan.trainable:,} x {plan.adapter_bytes} B"),
-            Part("turning into fp8", turning_into_fp8(plan), text),
-        )
-    largest = largest_expanded(plan)
-    return (
-        Part("base", weights(plan).base(), "as it stays"),
-        Part("weight in 16 bits", 2.0 * largest, f"{largest:,} x 2 B: before it is quantised"),
-    )
 
 
 def host_bytes(plan: Plan) -> float:

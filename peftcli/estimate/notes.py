@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from peftcli.architecture.config import Architecture
 from peftcli.architecture.shapes import CheckpointQuantization
 from peftcli.estimate.fit import CALIBRATED
-from peftcli.estimate.gpus import FP8_FROM, GIB, Gpu
+from peftcli.estimate.gpus import GIB, Gpu
 from peftcli.estimate.memory import host_bytes
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.result import Rows
@@ -48,7 +48,7 @@ def notes_on(recipe: Recipe, plan: Plan, rows: Rows, gpu: Gpu) -> Iterator[str]:
 
 def refusal(recipe: Recipe, architecture: Architecture, gpu: Gpu) -> str:
     """Why `train` refuses a recipe on a card, whatever it holds; empty where it does not."""
-    if recipe.method.frozen_in_fp8 and gpu.compute < FP8_FROM:
+    if recipe.method.frozen_in_fp8 and not gpu.has_fp8:
         return f"{gpu.name} does not multiply in fp8: `train` refuses it there"
     if gpu.has_bfloat16 or not recipe.training.asks_for_fused_layers:
         return ""

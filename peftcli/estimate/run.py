@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from peftcli.architecture.config import Architecture
 from peftcli.estimate.advice import Advice, Card, advise, as_yaml
 from peftcli.estimate.duration import Lengths, duration
-from peftcli.estimate.facts import plan_of
 from peftcli.estimate.find import find_architecture
 from peftcli.estimate.fit import (
-    candidates,
+    Verdict,
     choose,
     gpus_that_fit,
     largest_micro_batch,
@@ -23,11 +22,13 @@ from peftcli.estimate.fit import (
 )
 from peftcli.estimate.gpus import GIB, Gpu
 from peftcli.estimate.groups import copies_of_factors
-from peftcli.estimate.memory import host_bytes, loading_parts, loading_peak, training_peak
+from peftcli.estimate.loading import loading_parts, loading_peak
+from peftcli.estimate.memory import host_bytes, training_peak
 from peftcli.estimate.merging import merge_estimate
 from peftcli.estimate.notes import notes_on, refusal
 from peftcli.estimate.parts import Part
-from peftcli.estimate.plan import Mode, Plan
+from peftcli.estimate.plan import Plan
+from peftcli.estimate.question import Question, fixed_mode
 from peftcli.estimate.result import (
     Estimate,
     Limits,
@@ -45,43 +46,7 @@ from peftcli.recipe.checks import packs
 from peftcli.recipe.schema import Recipe
 
 NOTHING = Advice((), ())
-
-
-@dataclass(frozen=True, eq=False)
-class Question:
-    """What an estimate is about, beside the recipe."""
-
-    architecture: Architecture
-    gpu: Gpu
-    rows: Rows
-    reserved: float
-    """Bytes of the card that others hold."""
-    host: float = math.inf
-    """Bytes of host memory that layers' inputs may take; of another machine nobody knows."""
-
-    def plans(self, recipe: Recipe) -> list[Plan]:
-        """Every way to run a recipe that it leaves open and the host has the memory for.
-
-        Where it has too little for any, the one that takes least.
-        """
-        found = self.all_plans(recipe)
-        held = [plan for plan in found if host_bytes(plan) <= self.host]
-        return held or [min(found, key=host_bytes)]
-
-    def all_plans(self, recipe: Recipe) -> list[Plan]:
-        """Every way to run a recipe that it leaves open, whatever the host has."""
-        packing = packs(recipe, self.architecture)
-        length = row_length(recipe, self.architecture, self.rows, packing)
-        base = plan_of(recipe, self.architecture, self.gpu, length=length, packing=packing)
-        return candidates(base, _fixed_micro_batch(recipe), _fixed_mode(recipe))
-
-    def lengths(self, recipe: Recipe, plan: Plan) -> Lengths:
-        """The lengths of rows that speed is judged by."""
-        mean = min(self.rows.mean or plan.length, plan.length)
-        found = Lengths(mean, plan.length)
-        if packs(recipe, self.architecture):
-            return Lengths(plan.length, plan.length, packed=mean)
-        return replace(found, rows=self.rows.count) if self.rows.count else found
+OTHERS = 3  # cards that are named where this one does not do
 
 
 def run(
@@ -112,17 +77,11 @@ def run(
     lengths = question.lengths(recipe, plans[0])
     plan = choose(plans, gpu, question.reserved, lengths) or smallest(plans)
     state = verdict(plan, gpu, question.reserved)
-    advice, word = NOTHING, str(state)
+    refused, advice = refusal(recipe, found, gpu), NOTHING
     if always_advise or (state != "fits" and not never_advise):
         card = Card(gpu, question.reserved, question.host)
         advice = advise(recipe, question.plans, card, 0 if brief else 3)
-    if state == "does not fit" and advice.together:
-        word = "fits with changes"
-    refused = refusal(recipe, found, gpu)
-    word = "does not run" if refused else word
-    others = [] if word == "fits" else gpus_that_fit(plan)
-    others = [other for other in others if not refusal(recipe, found, other)]
-    packing = packs(recipe, found)
+    word = _in_words(state, refused, advice)
     return Estimate(
         model=recipe.model.name,
         method=recipe.method.name,
@@ -132,7 +91,7 @@ def run(
         gpu=gpu.name,
         verdict=word,
         memory=_memory(plan, gpu, question.reserved),
-        settings=_settings(plan, packing=packing),
+        settings=_settings(plan, packing=packs(recipe, found)),
         limits=_limits(recipe, plan, question) if state == "fits" and not brief else None,
         merge=_merge(recipe, plan),
         time=_time(recipe, plan, question, lengths, price),
@@ -140,7 +99,7 @@ def run(
             Suggestion(x.line, x.consequence, x.saves / GIB, x.fits) for x in advice.single
         ),
         paste=as_yaml(advice.together),
-        other_gpus=tuple(map(_other, others[:3])),
+        other_gpus=() if word == "fits" else _others(recipe, found, plan),
         refusal=refused,
         own_price=price is not None,
         offload_needs_gib=0.0 if state == "fits" else _offload_needs(recipe, question),
@@ -148,22 +107,11 @@ def run(
     )
 
 
-def row_length(recipe: Recipe, architecture: Architecture, rows: Rows, packing: bool) -> int:
-    """Tokens of the longest row as it is computed."""
-    length = recipe.data.max_length
-    if rows.longest is not None and not packing:
-        length = min(length, rows.longest)
-    return min(length, architecture.max_positions or length)
-
-
-def _fixed_micro_batch(recipe: Recipe) -> int | None:
-    size = recipe.training.micro_batch_size
-    return None if size == "auto" else size
-
-
-def _fixed_mode(recipe: Recipe) -> Mode | None:
-    mode = recipe.training.checkpointing
-    return None if mode == "auto" else mode
+def _in_words(state: Verdict, refused: str, advice: Advice) -> str:
+    """The verdict as it is told."""
+    if refused:
+        return "does not run"
+    return "fits with changes" if state == "does not fit" and advice.together else state
 
 
 def _memory(plan: Plan, gpu: Gpu, reserved: float) -> MemoryEstimate:
@@ -195,14 +143,14 @@ def _memory(plan: Plan, gpu: Gpu, reserved: float) -> MemoryEstimate:
 
 
 def _offload_needs(recipe: Recipe, question: Question) -> float:
-    """The least host memory with which the run would fit, in GiB; 0 where the host has it."""
+    """The least host memory with which a run would fit that does not so, in GiB; 0 for none."""
     fitting = [
         host_bytes(plan)
         for plan in question.all_plans(recipe)
-        if plan.offload and verdict(plan, question.gpu, question.reserved) == "fits"
+        if host_bytes(plan) > question.host
+        and verdict(plan, question.gpu, question.reserved) == "fits"
     ]
-    least = min(fitting, default=0.0)
-    return least / GIB if least > question.host else 0.0
+    return min(fitting, default=0.0) / GIB
 
 
 def _merge(recipe: Recipe, plan: Plan) -> MergeEstimate | None:
@@ -226,7 +174,7 @@ def _settings(plan: Plan, *, packing: bool) -> Settings:
 
 def _limits(recipe: Recipe, plan: Plan, question: Question) -> Limits:
     """The most that fits at the thriftiest that the recipe leaves open."""
-    thrifty = plan.checkpointed(_fixed_mode(recipe) or modes(plan)[-1])
+    thrifty = plan.checkpointed(fixed_mode(recipe) or modes(plan)[-1])
     length = longest_row(thrifty, question.gpu, question.reserved)
     length = min(length, plan.architecture.max_positions or length)
     rows = largest_micro_batch(thrifty, question.gpu, question.reserved)
@@ -242,7 +190,7 @@ def _limits(recipe: Recipe, plan: Plan, question: Question) -> Limits:
 def _time(
     recipe: Recipe, plan: Plan, question: Question, lengths: Lengths, price: float | None
 ) -> TimeEstimate | None:
-    steps = _steps(recipe, plan, question.rows)
+    steps = question.steps(recipe, plan)
     gpu = question.gpu
     prices = (price, price) if price is not None else gpu.price_per_hour_usd
     found = duration(plan, gpu, steps or 1, lengths, prices)
@@ -267,17 +215,10 @@ def _time(
     )
 
 
-def _steps(recipe: Recipe, plan: Plan, rows: Rows) -> int | None:
-    """Optimizer steps of the whole run; None where the rows are not known."""
-    if recipe.training.max_steps is not None:
-        return recipe.training.max_steps
-    if rows.count is None:
-        return None
-    sequences = rows.count
-    if packs(recipe, plan.architecture) and rows.mean:
-        sequences = math.ceil(rows.count * rows.mean / plan.length)
-    each = math.ceil(sequences / recipe.training.batch_size)
-    return max(1, math.ceil(recipe.training.epochs * each))
+def _others(recipe: Recipe, architecture: Architecture, plan: Plan) -> tuple[OtherGpu, ...]:
+    """The cheapest cards that run the plan and that `train` takes the recipe on."""
+    able = [gpu for gpu in gpus_that_fit(plan) if not refusal(recipe, architecture, gpu)]
+    return tuple(map(_other, able[:OTHERS]))
 
 
 def _other(gpu: Gpu) -> OtherGpu:

@@ -66,7 +66,8 @@ def validate(written: Document, overrides: Sequence[str] = ()) -> LoadedRecipe:
     if isinstance(judged, Recipe) and not document.problems:
         return LoadedRecipe(judged, document)
     problems = {} if isinstance(judged, Recipe) else judged
-    told = _with_causes(problems, written, overrides)
+    own = {path for path in problems if not place_of(path, document).startswith(SET)}
+    told = _with_causes(problems, own, written, overrides)
     raise _refusal(document, problem_lines(told, document))
 
 
@@ -94,10 +95,9 @@ def _judged(document: Document) -> Recipe | dict[Path, str]:
 
 
 def _with_causes(
-    problems: dict[Path, str], written: Document, overrides: Sequence[str]
+    problems: dict[Path, str], own: set[Path], written: Document, overrides: Sequence[str]
 ) -> dict[Path, str]:
-    """The sentences; of problems in the file's own lines, with each `--set` that they come from."""
-    document = overridden(written, overrides)
+    """The sentences; of those in the file's `own` lines, with each `--set` that they come from."""
     causes: dict[Path, list[str]] = {}
     for index, override in enumerate(overrides):
         try:
@@ -107,7 +107,7 @@ def _with_causes(
         judged = _judged(others)
         before = {} if isinstance(judged, Recipe) else judged
         for path, text in problems.items():
-            if before.get(path) != text and not place_of(path, document).startswith(SET):
+            if path in own and before.get(path) != text:
                 causes.setdefault(path, []).append(f"{SET}{override}")
     return {
         path: f"{text} (because of {' and '.join(causes[path])})" if path in causes else text

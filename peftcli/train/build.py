@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from peftcli.adapters import wrap
-from peftcli.models import Device, load_base
+from peftcli.models import DTYPES, Device, load_base
 from peftcli.recipe.schema import Model, Recipe
 from peftcli.run_dir import RunDir
 from peftcli.train import attention
@@ -83,9 +83,13 @@ def build_trainer(
     plan = setting.plan
     fast, kernels = None, "plain layers"
     if setting.varlen and recipe.training.kernels == "auto":
-        fp8 = recipe.method.frozen_in_fp8
         fast, kernels = fast_model(
-            model, plan.checkpointing, offload=plan.offload, lowest=plan.lowest, fp8=fp8
+            model,
+            plan.checkpointing,
+            offload=plan.offload,
+            lowest=plan.lowest,
+            fp8=recipe.method.frozen_in_fp8,
+            dtype=DTYPES[setting.device.dtype],
         )
     elif plan.offload or plan.lowest is not None:
         raise cannot_checkpoint(plan.lowest, "and this recipe keeps them away")

@@ -37,6 +37,7 @@ def fast_model(
     offload: bool = False,
     lowest: int | None = None,
     fp8: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> tuple[FastModel | None, str]:
     """The model on fused functions, or None; and a line that says so, or why not.
 
@@ -44,7 +45,9 @@ def fast_model(
     `lowest` layers alone checkpointed, which plain layers cannot do.
     """
     try:
-        fast = accelerate(model, checkpointing, offload=offload, lowest=lowest, fp8=fp8)
+        fast = accelerate(
+            model, checkpointing, offload=offload, lowest=lowest, fp8=fp8, dtype=dtype
+        )
     except torch.OutOfMemoryError:
         raise ResourceError(
             "method.quantization: fp8: the base loads in 16 bits, and the GPU cannot hold those",

@@ -100,6 +100,18 @@ def test_comparing_leaves_out_what_does_not_go_together(model: Path, tmp_path: P
     assert found["dora"]["verdict"]
 
 
+def test_comparing_tells_what_is_wrong_in_the_recipe(model: Path, tmp_path: Path) -> None:
+    """That some methods have no such key does not make it right."""
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"model: {model}\nmethod: {{name: lora, target_modules: [no_proj]}}\n"
+        "data: {train: no-such-file.jsonl}\noutput: out\n"
+    )
+    done = estimate(str(recipe), "--compare")
+    assert done.returncode == 2
+    assert "method.target_modules: matches nothing in this model" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("mode", "cheapest"),
     [("full", "V100 32GB"), (7, "RTX 3090"), ("offload", "RTX 3090")],

@@ -13,6 +13,7 @@ import pytest
 
 from peftcli.architecture.catalog import find_config
 from peftcli.errors import UsageError
+from peftcli.estimate.command import of_model
 from peftcli.estimate.find import find_architecture
 
 
@@ -26,8 +27,11 @@ class Hub(BaseHTTPRequestHandler):
         owner = self.path.split("/")[1]
         if owner == "gated" and self.headers.get("Authorization") != "Bearer secret":
             self.send_error(401)
-        elif owner in ("open", "gated"):
-            content = json.dumps(find_config("llama-3.1-8b")).encode()
+        elif owner in ("open", "gated", "packed"):
+            config = find_config("llama-3.1-8b")
+            if owner == "packed":
+                config |= {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+            content = json.dumps(config).encode()
             self.send_response(200)
             self.end_headers()
             self.wfile.write(content)
@@ -69,6 +73,15 @@ def test_only_the_config_is_fetched_and_once(hub: type[Hub]) -> None:
     assert hub.asked == [("/open/model/resolve/main/config.json", None)]
     find_architecture("open/model", "v2/beta", network=True)
     assert hub.asked[1][0] == "/open/model/resolve/v2%2Fbeta/config.json"
+
+
+def test_a_method_that_goes_with_how_the_checkpoint_is_stored(hub: type[Hub]) -> None:
+    chosen = [
+        of_model(name, None, (), network=True).recipe.method.name
+        for name in ("open/model", "packed/model")
+    ]
+    assert chosen == ["qlora", "lora"]
+    assert len(hub.asked) == 2
 
 
 def test_a_model_of_the_catalog_is_not_asked_for(hub: type[Hub]) -> None:

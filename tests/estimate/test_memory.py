@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from peftcli import fp8
 from peftcli.estimate.gpus import find_gpu
 from peftcli.estimate.groups import CODED_AT_ONCE
-from peftcli.estimate.memory import GIB, loading_peak, training_peak
+from peftcli.estimate.loading import loading_peak
+from peftcli.estimate.memory import GIB, training_peak
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.step_model import FUSED_FP8
 from peftcli.estimate.weights import weights

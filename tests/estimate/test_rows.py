@@ -34,6 +34,7 @@ FILES: dict[str, tuple[Callable[[Path], object], int]] = {
     "escaped.jsonl": (lambda path: path.write_text(lines(CHINESE)), 3000),
     "packed.jsonl.gz": (lambda path: path.write_bytes(gzip.compress(lines(ROWS).encode())), 6000),
     "one-line.json": (lambda path: path.write_text(json.dumps(ROWS)), 6000),
+    "second-line.json": (lambda path: path.write_text("[\n" + json.dumps(ROWS)[1:]), 6000),
     "indented.json": (lambda path: path.write_text(json.dumps(ROWS, indent=4)), 6000),
     "two-lines.csv": (
         lambda path: path.write_text("question,answer\n" + '"a\nb",c\n' * 5000),

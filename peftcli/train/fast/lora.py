@@ -64,9 +64,14 @@ class Group:
 
 def weights_of(layers: list[Any], columns: int, apart: bool = False) -> Weights:
     """The weights of plain or 4-bit linears that share an input; `apart` is for the latter."""
-    if hasattr(layers[0].weight, "quant_state"):
+    if is_four_bit(layers[0]):
         return Apart(layers, columns) if apart else Quantized(layers, columns)
     return Resident(layers, columns)
+
+
+def is_four_bit(layer: nn.Module) -> bool:
+    """Whether a linear holds its weights in 4 bits, as bitsandbytes does."""
+    return isinstance(layer, nn.Linear) and hasattr(layer.weight, "quant_state")
 
 
 @dataclass
@@ -149,7 +154,7 @@ def check(layers: list[nn.Module]) -> None:
     """Raise Unsupported for what the fast step leaves out."""
     bases = [getattr(layer, "base_layer", layer) for layer in layers]
     for layer, base in zip(layers, bases, strict=True):
-        if not isinstance(base, nn.Linear):
+        if not (type(base) is nn.Linear or is_four_bit(base)):  # others' weights are codes
             raise Unsupported(f"{type(base).__name__} layers")
         if base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
             raise Unsupported("trained weights or biases of the base")

@@ -56,13 +56,14 @@ def accelerate(
     offload: bool = False,
     lowest: int | None = None,
     fp8: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> FastModel:
     """Put the fused functions into `model`; raises Unsupported, changing nothing, where it cannot.
 
     The model's own forward pass is gone afterwards: it is for training and for held-out loss. With
     `offload`, what `checkpointing` keeps of the layers waits in host memory; with `lowest`, it is
     of that many layers only. With `fp8` the weights of its layers are turned into 8 bits, layer by
-    layer.
+    layer. With `dtype`, in which the run computes, a base in another one is left out.
     """
     causal: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     config = causal.config
@@ -73,6 +74,8 @@ def accelerate(
         raise Unsupported("a trained or unusual output head")
     if causal.dtype == torch.float16:
         raise Unsupported("float16")
+    if dtype is not None and head.weight.dtype != dtype:  # as a quantised checkpoint brought it
+        raise Unsupported(f"a base in {str(head.weight.dtype).removeprefix('torch.')}")
     shadows = Shadows(Fp8) if fp8 else Shadows()
     norm = layers.read_norm(causal.model.norm)
     layers.install(list(causal.model.layers), shadows, checkpointing, offload, lowest)
