@@ -138,7 +138,7 @@ def load_base(
             f"model: {model.name} does not fit on {device.name} ({device.memory_gib:.1f} GiB)",
             "write `method: qlora`, which holds the base in 4 bits, or use a larger GPU",
         ) from None
-    if quantization is not None and device.kind == "cpu":
+    if device.kind == "cpu" and hasattr(base.config, "quantization_config"):
         _keep_exact(base)
     return base
 
