@@ -191,4 +191,5 @@ def _save_steps(recipe: Recipe, steps: int, eval_steps: int | None) -> int:
 
 
 def _warmup(warmup: float, steps: int) -> int:
-    return math.ceil(warmup * steps) if warmup < 1 else int(warmup)
+    """Steps of warm-up; the first has no learning rate, so a share leaves another after it."""
+    return min(math.ceil(warmup * steps), steps - 1) if warmup < 1 else int(warmup)
