@@ -18,20 +18,21 @@ from peftcli.models import Device, load_base, load_config, load_tokenizer
 from peftcli.recipe.schema import Model
 
 CPU = Device("cpu", "float32", "CPU", None)
-
-
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
 
 
 @pytest.mark.parametrize("stored", [False, True])
 def test_an_evaluation_leaves_a_4_bit_base_as_it_was(
-    base_model: Path, tmp_path: Path, stored: bool
+    stored: bool, base_model: Path, tmp_path: Path
 ) -> None:
     """bitsandbytes repacks and rounds NF4 weights on some CPUs, and later gradients are wrong."""
     model = load_base(Model(name=str(base_model)), CPU, NF4)
     if stored:
         model.save_pretrained(tmp_path)
         model = load_base(Model(name=str(tmp_path)), CPU)
+    linear = model.get_submodule("model.layers.0.self_attn.q_proj")
+    assert isinstance(linear, Linear4bit)
+    assert not linear.support_avx512bf16_for_cpu
     ids = torch.arange(3, 19)[None]
 
     def gradient() -> torch.Tensor:

@@ -12,7 +12,12 @@ from peftcli.architecture.families import family_of
 from peftcli.architecture.keys import Keys, read_json
 from peftcli.architecture.layout import Layout
 from peftcli.architecture.layouts import LAYOUTS
-from peftcli.architecture.others import OTHER_MODEL, refuse_other_files, refuse_other_models
+from peftcli.architecture.others import (
+    OTHER_MODEL,
+    other_mixer,
+    refuse_other_files,
+    refuse_other_models,
+)
 from peftcli.architecture.quirks import adjusted, assumed_layout
 from peftcli.architecture.shapes import (
     Architecture,
@@ -82,7 +87,7 @@ def _decoder(keys: Keys, model_type: str, family_name: str = "") -> Architecture
     family = names or PLAIN_NAMES
     groups = build(keys, layout, family, sizes)
     found = _architecture(keys, model_type, sizes, groups, layout.tied)
-    return found if known else replace(found, exact=False)
+    return found if known else replace(found, exact=False, other_layers=other_mixer(keys))
 
 
 def _assumed_sizes(keys: Keys, layout: Layout, model_type: str) -> Sizes:

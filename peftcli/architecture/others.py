@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from peftcli.architecture.keys import Keys
+from peftcli.architecture.shapes import Architecture
 from peftcli.errors import ArtefactError
 
 OTHER_FILES = {
@@ -41,16 +42,19 @@ def refuse_other_models(keys: Keys, model_type: str) -> None:
             f"{keys.where}: {names[0] if names else model_type!r} is no causal language model",
             "peftcli tunes decoders, which AutoModelForCausalLM loads.",
         )
-    other = _other_mixer(keys)
-    if other is not None:
+
+
+def refuse_hybrids(architecture: Architecture, where: str) -> None:
+    """Raise the ArtefactError of a model whose layers are not all known, so neither its memory."""
+    if architecture.other_layers is not None:
         raise ArtefactError(
-            f"{keys.where}: {model_type!r} models are not supported: not known here, and not all "
-            f"of its layers are attention ({other})",
-            OTHER_MODEL,
+            f"{where}: {architecture.model_type!r} models are not estimated: not known here, and "
+            f"not all of its layers are attention ({architecture.other_layers})",
+            "Memory and time would be guesses; `train` takes it all the same.",
         )
 
 
-def _other_mixer(keys: Keys) -> str | None:
+def other_mixer(keys: Keys) -> str | None:
     """The key by which a config says that layers are recurrent, or convolutions."""
     named = next((key for key in MIXERS if keys.values.get(key) is not None), None)
     types = keys.texts("layer_types") or []

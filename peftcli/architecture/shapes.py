@@ -108,6 +108,8 @@ class Architecture:
     """A decoder as its config.json describes it.
 
     `exact` is False where the family is not known and a plain gated decoder was assumed.
+    `other_layers` is the key by which the file says that not all layers are attention, in a family
+    that is not known: its memory cannot be told.
     `dtype` is the checkpoint's, None where the file does not say. `attention_softcap` forces the
     eager attention kernel. Layer indices of `linears` of kind "vision" count in their own tower.
     """
@@ -130,6 +132,7 @@ class Architecture:
     experts: tuple[Experts, ...]
     tensors: tuple[Tensor, ...]
     exact: bool = True
+    other_layers: str | None = None
 
     def __hash__(self) -> int:
         """From a few sizes, because estimates look up what they know of a model very often."""

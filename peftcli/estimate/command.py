@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from peftcli.architecture.config import Architecture
+from peftcli.architecture.others import refuse_hybrids
 from peftcli.errors import ArtefactError, ResourceError, UsageError
 from peftcli.estimate.find import find_architecture
 from peftcli.estimate.gpus import GPUS, Gpu, find_gpu
@@ -85,6 +86,7 @@ def subject_of(loaded: LoadedRecipe, choices: Choices) -> Subject:
     model = loaded.recipe.model
     try:
         found = find_architecture(model.name, model.revision, network=not choices.offline)
+        refuse_hybrids(found, model.name)
     except ArtefactError as error:  # here the file is the question, not a thing to be trusted
         raise UsageError(error.message, error.hint) from None
     check_architecture(_able(loaded, found) if choices.compare else loaded, found)

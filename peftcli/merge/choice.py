@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peftcli.errors import UsageError
+from peftcli.merge.identity import trained_on_stored
 from peftcli.merge.options import BaseKind
 from peftcli.merge.quantized import Quantization, assumed_quantization, quantization_of
 from peftcli.merge.source import AdapterSource
@@ -26,6 +27,9 @@ def choose_base(sources: Sequence[AdapterSource], wanted: BaseKind | None) -> Ch
     Raises UsageError when adapters of different bases meet, or for a dequantised base of a run
     that was not trained on one.
     """
+    if wanted != "dequantized" and any(trained_on_stored(source) for source in sources):
+        why = "named as the one that the quantised checkpoint of the training was made from"
+        return Choice("original", why, None)
     held = quantization_of(sources[0])
     for other in sources[1:]:
         their = quantization_of(other)

@@ -8,13 +8,16 @@ from pathlib import Path
 
 from peftcli.errors import ArtefactError, UsageError
 from peftcli.fingerprint import check_same_base
-from peftcli.merge.base import Base
+from peftcli.merge.base import Base, find_base
 from peftcli.merge.source import MERGE_REPORT, AdapterSource
 from peftcli.untrusted import read_object
 
 
 def check_belongs(adapter: AdapterSource, base: Base) -> None:
-    """Raise ArtefactError for another base than the adapter's, or one that holds it already."""
+    """Raise ArtefactError for another base than the adapter's, or one that holds it already.
+
+    After training on a checkpoint that was quantised already, the 16-bit one has other weights.
+    """
     report = base.folder / MERGE_REPORT
     if report.is_file():
         inside = read_object(report).get("adapter_sha256")
@@ -23,8 +26,18 @@ def check_belongs(adapter: AdapterSource, base: Base) -> None:
                 f"{base.folder}: this adapter is merged into it already",
                 "name the original base with --base-model",
             )
-    if any(base.folder.glob("*.safetensors")):
+    if any(base.folder.glob("*.safetensors")) and not trained_on_stored(adapter):
         check_same_base(adapter.folder, base.folder)
+
+
+def trained_on_stored(adapter: AdapterSource) -> bool:
+    """Whether the recorded base is here and stored quantised: made from one that is not known."""
+    try:
+        trained = find_base(adapter, None, offline=True, pickle=False)
+    except (UsageError, ArtefactError):
+        return False
+    config = read_object(trained.folder / "config.json")
+    return isinstance(config.get("quantization_config"), dict)
 
 
 def check_output(

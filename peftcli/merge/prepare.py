@@ -17,7 +17,7 @@ from peftcli.merge.checkpoint import Stored, read_checkpoint
 from peftcli.merge.choice import Choice, choose_base
 from peftcli.merge.combine import combined
 from peftcli.merge.compute import Arithmetic
-from peftcli.merge.identity import check_belongs
+from peftcli.merge.identity import check_belongs, trained_on_stored
 from peftcli.merge.options import DENSITY, MergeOptions, WeightedAdapter, check_combination
 from peftcli.merge.plan import Changes, Plan, make_plan
 from peftcli.merge.quantized import Quantization
@@ -85,6 +85,13 @@ def locate(named: Sequence[WeightedAdapter], options: MergeOptions) -> Inputs:
     return Inputs(sources, [one.weight for one in named], base)
 
 
+def _unproved(base: Base, source: AdapterSource) -> str:
+    return (
+        f"{source.name} was trained on a checkpoint that is stored quantised: nothing here tells "
+        f"whether that was made from {base.name}; compare their answers with `peftcli eval`"
+    )
+
+
 def prepare(inputs: Inputs, options: MergeOptions, tell: Tell) -> Prepared:
     """Check that base and adapters belong together, and plan the result."""
     values = read_config(inputs.base)
@@ -125,7 +132,14 @@ def prepare(inputs: Inputs, options: MergeOptions, tell: Tell) -> Prepared:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         vocabulary=_vocabulary(model),
         routed=any(".experts." in name for name, _ in model.named_parameters()),
-        warnings=tuple(text for adapter in adapters for text in adapter.warnings),
+        warnings=(
+            *(text for adapter in adapters for text in adapter.warnings),
+            *(
+                _unproved(inputs.base, source)
+                for source in inputs.sources
+                if trained_on_stored(source)
+            ),
+        ),
     )
 
 

@@ -55,6 +55,8 @@ def check_architecture(loaded: LoadedRecipe, architecture: Architecture) -> None
     if what and not found:
         found += checkpointing_problems(what, loaded.recipe, architecture)
     reason = UNPACKABLE.get(architecture.model_type)
+    if architecture.other_layers is not None:
+        reason = f"not all of its layers are attention ({architecture.other_layers})"
     if loaded.recipe.training.packing is True and reason:
         text = f"{architecture.model_type} models cannot be packed: {reason}; write `false`"
         found.append((("training", "packing"), text))

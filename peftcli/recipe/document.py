@@ -19,6 +19,8 @@ from peftcli.errors import RecipeError
 Path = tuple[str | int, ...]
 SET = "--set "
 """What the place of a value from the command line begins with."""
+SHORT = {"method": "name", "model": "name", "data.train": "path", "data.eval": "path"}
+"""Sections that a text can stand for, which is the value of this key."""
 MAX_BYTES = 1_000_000
 MAX_VALUES = 10_000  # after aliases are expanded
 MAX_DEPTH = 32
@@ -100,7 +102,10 @@ def read_document(text: str, name: str) -> Document:
 
 def read_scalar(text: str) -> Any:
     """The value of one YAML scalar or flow collection, as `--set key=value` holds it."""
-    return read_document(f"value: {text}", "--set").values["value"]
+    found = read_document(f"value: {text}", SET.strip())
+    if found.problems:
+        raise RecipeError(f"{SET.strip()}: a key is written twice", "keep one of them")
+    return found.values["value"]
 
 
 def overridden(document: Document, texts: Iterable[str]) -> Document:
@@ -122,18 +127,28 @@ def _override(document: Document, text: str) -> None:
     section = document.values
     for depth, part in enumerate(keys[:-1]):
         inner = section.setdefault(part, {})
-        if isinstance(inner, str):  # `method: lora` and `model: ID` stand for their name
-            inner = section[part] = {"name": inner}
+        short = SHORT.get(dotted(tuple(keys[: depth + 1])))
+        if isinstance(inner, str) and short:
+            inner = section[part] = {short: inner}
         if not isinstance(inner, dict):
             raise RecipeError(
                 f"--set {text}: `{dotted(tuple(keys[: depth + 1]))}` is not a section"
             )
         section = inner
-    section[keys[-1]] = read_scalar(value)
+    section[keys[-1]] = _value(text, value)
     path: Path = tuple(keys)
     for known in [place for place in document.places if place[: len(path)] == path]:
         del document.places[known]
     document.places[path] = f"{SET}{text}"
+
+
+def _value(text: str, value: str) -> Any:
+    """What a `--set` gives; its error names that `--set`, of which there can be several."""
+    try:
+        return read_scalar(value)
+    except RecipeError as error:
+        reason = error.message.partition(": ")[2]
+        raise RecipeError(f"{SET}{text}: {reason}", error.hint) from None
 
 
 def _refuse_tags(text: str, name: str) -> None:

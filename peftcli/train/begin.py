@@ -62,6 +62,8 @@ def begin(
         identity = identify(recipe.model)
     check_base(recipe.model, identity)
     trainable, total = count_trained(model), setting.architecture.parameters()
+    if setting.architecture.other_layers is not None and identity is not None:
+        total = identity.parameters
     if trainable == 0:
         raise UsageError("method: nothing would be trained", "check target_modules and layers")
     manifest = describe(

@@ -30,8 +30,9 @@ class DryRun:
     samples: list[list[tuple[str, bool]]]
     """Rendered rows in pieces, each with whether it is trained on."""
     plan: list[str]
-    trainable_parameters: int
-    parameters: int
+    trainable_parameters: int | None
+    """None, like the next, where only the loaded model tells."""
+    parameters: int | None
     report: dict[str, Any]
     warnings: list[str]
 
@@ -47,13 +48,14 @@ def dry_run(loaded: LoadedRecipe, tell: Listener, *, offline: bool) -> DryRun:
     if offline:
         go_offline()
     setting = settle(loaded, tell)
-    total = setting.architecture.parameters()
+    known = setting.architecture.other_layers is None
+    total = setting.architecture.parameters() if known else None
     return DryRun(
         values=resolved_values(loaded, setting.max_length),
         rows=_row_lines(setting, loaded),
         samples=samples(setting.prepared, setting.tokenizer, SHOWN_ROWS),
         plan=_plan_lines(setting, total),
-        trainable_parameters=setting.trainable,
+        trainable_parameters=setting.trainable if known else None,
         parameters=total,
         report=setting.prepared.report.to_dict(),
         warnings=[*loaded.recipe.warnings(), *setting.prepared.report.warnings],
@@ -124,11 +126,12 @@ def _shown(split: SplitReport, key: str) -> str:
     return "" if of_files and not split.read else f"{counts[key]:,}"
 
 
-def _plan_lines(setting: Setting, total: int) -> list[str]:
-    plan, device = setting.plan, setting.device
+def _plan_lines(setting: Setting, total: int | None) -> list[str]:
+    plan, device, trained = setting.plan, setting.device, setting.trainable
+    share = f"{trained:,} trained, {trained / total:.2%} of {total:,}" if total else "not known yet"
     return [
         f"device: {device.name}, {device.dtype}",
-        f"parameters: {setting.trainable:,} trained, {setting.trainable / total:.2%} of {total:,}",
+        f"parameters: {share}",
         f"steps: {plan.steps}, warm-up {plan.warmup_steps}, evaluation every {plan.eval_steps}, "
         f"checkpoint every {plan.save_steps}",
         f"batch: {plan.micro_batch_size} rows x {plan.accumulation} accumulation",

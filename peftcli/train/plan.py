@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from peftcli.architecture.shapes import Architecture
 from peftcli.estimate.plan import Mode, mode_of
 from peftcli.estimate.result import Estimate
 from peftcli.recipe.schema import Recipe
@@ -109,6 +110,33 @@ def gpu_load(recipe: Recipe, estimate: Estimate) -> Load:
     return Load(settings.micro_batch_size, mode, tuple(reasons))
 
 
+def blind_load(recipe: Recipe) -> Load:
+    """What takes least on a GPU, for a model whose memory cannot be estimated."""
+    training = recipe.training
+    micro = 1 if training.micro_batch_size == "auto" else training.micro_batch_size
+    mode: Mode = "full" if training.checkpointing == "auto" else training.checkpointing
+    reasons = [
+        f"{key} {chosen}: takes least; write more where it fits"
+        for key, chosen, wanted in (
+            ("micro_batch_size", micro, training.micro_batch_size),
+            ("checkpointing", mode, training.checkpointing),
+        )
+        if wanted == "auto"
+    ]
+    return Load(micro, mode, tuple(reasons))
+
+
+def with_doubt(load: Load, architecture: Architecture) -> Load:
+    """The load, with what is not known of a hybrid's memory."""
+    if architecture.other_layers is None:
+        return load
+    doubt = (
+        f"the memory of {architecture.model_type} models cannot be estimated: not all of their "
+        f"layers are attention ({architecture.other_layers})"
+    )
+    return replace(load, reasons=(doubt, *load.reasons))
+
+
 def in_full(load: Load, layers: int) -> Load:
     """The load of a model of so many layers: a number of all of them is `full`, which is said."""
     if load.mode != layers:
@@ -163,4 +191,5 @@ def _save_steps(recipe: Recipe, steps: int, eval_steps: int | None) -> int:
 
 
 def _warmup(warmup: float, steps: int) -> int:
-    return math.ceil(warmup * steps) if warmup < 1 else int(warmup)
+    """Steps of warm-up; the first has no learning rate, so a share leaves another after it."""
+    return min(math.ceil(warmup * steps), steps - 1) if warmup < 1 else int(warmup)

@@ -24,7 +24,7 @@ from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import cache_folder
 from peftcli.train.memory import host_room_gib
-from peftcli.train.plan import Plan, cpu_load, decide, gpu_load, in_full
+from peftcli.train.plan import Plan, blind_load, cpu_load, decide, gpu_load, in_full, with_doubt
 from peftcli.train.precision import check_precision
 
 
@@ -40,7 +40,7 @@ class Setting:
     eval: Dataset | None
     plan: Plan
     estimate: Estimate | None
-    """What the run needs of this GPU; None without one."""
+    """What the run needs of this GPU; None without one, or where it cannot be told."""
     trainable: int
     max_length: int
     """The most tokens a row may have."""
@@ -82,8 +82,15 @@ def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
     seen = recipe.model_copy(update={"data": data})
     packing = packs(seen, architecture)
     train, evaluation, rows = _sequences(prepared, data.max_length, packing=packing)
-    estimate = on_this_gpu(seen, device, architecture, rows) if device.kind == "cuda" else None
-    load = gpu_load(recipe, estimate) if estimate else cpu_load(recipe, rows.longest or 1)
+    known = device.kind == "cuda" and architecture.other_layers is None
+    estimate = on_this_gpu(seen, device, architecture, rows) if known else None
+    if estimate is not None:
+        load = gpu_load(recipe, estimate)
+    elif device.kind == "cuda":
+        load = blind_load(recipe)
+    else:
+        load = cpu_load(recipe, rows.longest or 1)
+    load = with_doubt(load, architecture)
     plan = decide(
         recipe,
         rows=len(train),

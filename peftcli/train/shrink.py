@@ -54,7 +54,7 @@ def _mode(before: Plan, plan: Plan) -> str:
 
 def _what_it_took(setting: Setting) -> Estimate | None:
     """The estimate of the plan that ran, with the cheapest changes."""
-    if setting.device.kind != "cuda":
+    if setting.device.kind != "cuda" or setting.architecture.other_layers is not None:
         return None
     return _estimated(setting, setting.plan.mode, advise=True)
 

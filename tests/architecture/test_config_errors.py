@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from peftcli.architecture.config import architecture_from, read_architecture
 from peftcli.architecture.layouts import LAYOUTS
+from peftcli.architecture.others import refuse_hybrids
 from peftcli.errors import ArtefactError
 
 PLAIN = {
@@ -98,10 +99,14 @@ def test_a_state_space_model_is_refused_with_the_reason(kind: str, missing: str)
 )
 def test_layers_without_attention_are_no_plain_decoder(key: str, value: object) -> None:
     """All keys of a decoder are there, and half of the layers are of another kind."""
-    with pytest.raises(ArtefactError, match=f"'hybrid' models are not supported.*{key}"):
-        architecture_from({**PLAIN, "model_type": "hybrid", key: value})
+    hybrid = architecture_from({**PLAIN, "model_type": "hybrid", key: value})
+    assert (hybrid.exact, str(hybrid.other_layers).partition(":")[0]) == (False, key)
+    with pytest.raises(ArtefactError, match=f"'hybrid' models are not estimated.*{key}"):
+        refuse_hybrids(hybrid, "m")
     attention = {"layer_types": ["full_attention", "sliding_attention"]}
-    assert not architecture_from({**PLAIN, "model_type": "brand_new", **attention}).exact
+    plain = architecture_from({**PLAIN, "model_type": "brand_new", **attention})
+    assert (plain.exact, plain.other_layers) == (False, None)
+    refuse_hybrids(plain, "m")
 
 
 @pytest.mark.parametrize("content", ["[1]", '"text"', "{", "\x00", "[" * 100_000, "null"])

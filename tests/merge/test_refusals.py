@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, tiny_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from peftcli.errors import (
     ArtefactError,
@@ -80,6 +80,23 @@ def test_another_base_of_the_same_shape(case: Any) -> None:
     another_base(case.base)
     error = refused(case, ArtefactError, "is not the base that")
     assert error.exit_code == ExitCode.ARTEFACT == 4
+
+
+def test_after_training_on_a_quantised_checkpoint_the_named_base_is_taken(
+    case: Any, tmp_path: Path
+) -> None:
+    """Its fingerprint is of the quantised weights, which no 16-bit model has."""
+    stored = tmp_path / "stored"
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    AutoModelForCausalLM.from_pretrained(
+        case.base, quantization_config=nf4, device_map="cpu"
+    ).save_pretrained(stored)
+    change_config(case.adapter, base_model_name_or_path=str(stored))
+    (case.adapter / FILE_NAME).write_text(json.dumps(vars(fingerprint(stored))))
+    refused(case, ArtefactError, "its weights are quantised", base_model=str(stored))
+    result = case.merge(base_model=str(case.base))
+    assert result.base.kind == "original"
+    assert any("stored quantised" in text for text in result.warnings)
 
 
 def test_an_already_merged_base(case: Any) -> None:

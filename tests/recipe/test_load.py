@@ -283,6 +283,22 @@ def test_a_bad_override_names_itself(tmp_path: Path) -> None:
     assert "`seed` is not a section" in refusal(tmp_path, GOOD, "seed=1", "seed.x=1")[0]
 
 
+def test_an_override_that_is_no_yaml_is_named_among_several(tmp_path: Path) -> None:
+    broken = refusal(tmp_path, GOOD, "seed=3", "method.target_modules=[q_proj", "output=x")[0]
+    assert broken.startswith("--set method.target_modules=[q_proj: not YAML: expected ',' or ']'")
+    twice = refusal(tmp_path, GOOD, "seed=3", "training={epochs: 2, epochs: 3}")[0]
+    assert twice == "--set training={epochs: 2, epochs: 3}: a key is written twice"
+
+
+def test_overrides_go_into_sections_that_a_text_stands_for(tmp_path: Path) -> None:
+    file = write(tmp_path, GOOD)
+    loaded = load_recipe(file, ["data.train.limit=5", "method.rank=4", "model.dtype=float32"])
+    source = loaded.recipe.data.train[0]
+    assert (source.path, source.limit) == ("rows.jsonl", 5)
+    wrong = refusal(tmp_path, GOOD, "output.x=1")
+    assert wrong == ["--set output.x=1: `output` is not a section"]
+
+
 def test_a_line_of_the_file_that_an_override_made_wrong_names_it(tmp_path: Path) -> None:
     section = GOOD.replace("method: lora", "method:\n  name: lora\n  rank: 8")
     assert section != GOOD

@@ -221,6 +221,13 @@ def test_checkpointing_keeps_less_and_learns_the_same(train: Train, kernels: str
     assert kept["full"] < 0.8 * kept["none"]
 
 
+def test_the_only_step_of_a_run_trains(train: Train) -> None:
+    """A first step of warm-up has a learning rate of zero."""
+    result = train(training={"max_steps": 1})
+    update = load_file(result.result / "adapter_model.safetensors")
+    assert any(value.any() for name, value in update.items() if "lora_B" in name)
+
+
 def test_the_best_checkpoint_is_published_and_kept(train: Train) -> None:
     events: list[Event] = []
     result = train(
