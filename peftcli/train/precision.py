@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from peftcli.architecture.shapes import Architecture
 from peftcli.errors import ResourceError
 from peftcli.estimate.gpus import FP8_FROM
 from peftcli.models import Device
@@ -30,3 +31,21 @@ def check_precision(recipe: Recipe, device: Device) -> None:
             f"later), and {device.name} has {major}.{minor}",
             "remove it to train on a 16-bit base, or write `name: qlora` for one in 4 bits",
         )
+
+
+def misread_on_a_cpu(recipe: Recipe, device: Device, architecture: Architecture) -> str | None:
+    """What to warn of where bitsandbytes 0.50.2 expands 4-bit weights with scales of other blocks.
+
+    Its CPU code does so where a row is no whole number of blocks, unless rows are odd.
+    """
+    held = recipe.method.footprint(architecture).quantization
+    if device.kind != "cpu" or held not in ("nf4", "fp4"):
+        return None
+    linears = [x for x in architecture.linears if x.kind != "head"]
+    misread = next((x for x in linears if x.inputs % 64 and x.inputs % 2 == 0), None)
+    if misread is None:
+        return None
+    return (
+        f"{misread.suffix} has {misread.inputs} inputs, no multiple of 64: on a CPU bitsandbytes "
+        "expands such 4-bit weights wrongly, and `merge` will refuse; train on a GPU, or by `lora`"
+    )

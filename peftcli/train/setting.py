@@ -16,7 +16,7 @@ from peftcli.dataset import Prepared, prepare
 from peftcli.estimate.gpus import GIB, device_gpu
 from peftcli.estimate.result import Estimate, Rows
 from peftcli.estimate.run import run as estimate_run
-from peftcli.events import Listener
+from peftcli.events import Listener, Warned
 from peftcli.models import Device, choose_device, load_config, load_tokenizer
 from peftcli.preparing.progress import tell_rows, told
 from peftcli.recipe.checks import check_architecture, longest_row, packs, rows_apart
@@ -25,7 +25,7 @@ from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import cache_folder
 from peftcli.train.memory import host_room_gib
 from peftcli.train.plan import Plan, blind_load, cpu_load, decide, gpu_load, in_full, with_doubt
-from peftcli.train.precision import check_precision
+from peftcli.train.precision import check_precision, misread_on_a_cpu
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
     check_precision(recipe, device)
     architecture = architecture_from(load_config(recipe.model).to_dict(), recipe.model.name)
     check_architecture(loaded, architecture)
+    if doubt := misread_on_a_cpu(recipe, device, architecture):
+        tell(Warned(doubt))
     tokenizer = load_tokenizer(recipe.model)
     data = recipe.data.model_copy(update={"max_length": longest_row(loaded, architecture)})
     prepared = prepare(

@@ -221,6 +221,16 @@ def test_checkpointing_keeps_less_and_learns_the_same(train: Train, kernels: str
     assert kept["full"] < 0.8 * kept["none"]
 
 
+def test_4_bit_weights_that_a_cpu_misreads_are_told(train: Train) -> None:
+    """The down_proj of this model takes 96 values, one and a half blocks of 4-bit weights."""
+    for method, told in (("qlora", 1), ("lora", 0)):
+        events: list[Event] = []
+        options = Options(overwrite=True)
+        train(options, events, method=method, training={"max_steps": 1})
+        texts = [event.text for event in events if isinstance(event, Warned)]
+        assert sum("down_proj has 96 inputs" in text for text in texts) == told
+
+
 def test_the_only_step_of_a_run_trains(train: Train) -> None:
     """A first step of warm-up has a learning rate of zero."""
     result = train(training={"max_steps": 1})
