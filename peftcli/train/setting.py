@@ -24,7 +24,16 @@ from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import cache_folder
 from peftcli.train.memory import host_room_gib
-from peftcli.train.plan import Plan, blind_load, cpu_load, decide, gpu_load, in_full, with_doubt
+from peftcli.train.plan import (
+    Load,
+    Plan,
+    blind_load,
+    cpu_load,
+    decide,
+    gpu_load,
+    in_full,
+    with_doubt,
+)
 from peftcli.train.precision import check_precision, misread_on_a_cpu
 
 
@@ -86,19 +95,13 @@ def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
     train, evaluation, rows = _sequences(prepared, data.max_length, packing=packing)
     known = device.kind == "cuda" and architecture.other_layers is None
     estimate = on_this_gpu(seen, device, architecture, rows) if known else None
-    if estimate is not None:
-        load = gpu_load(recipe, estimate)
-    elif device.kind == "cuda":
-        load = blind_load(recipe)
-    else:
-        load = cpu_load(recipe, rows.longest or 1)
-    load = with_doubt(load, architecture)
+    load = _load(recipe, device, estimate, rows)
     plan = decide(
         recipe,
         rows=len(train),
         has_eval=evaluation is not None,
         packing=packing,
-        load=in_full(load, architecture.layers),
+        load=in_full(with_doubt(load, architecture), architecture.layers),
     )
     return Setting(
         architecture=architecture,
@@ -116,6 +119,15 @@ def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
         seen=seen,
         rows=rows,
     )
+
+
+def _load(recipe: Recipe, device: Device, estimate: Estimate | None, rows: Rows) -> Load:
+    """How much goes through the model at a time: by the estimate, where there is one."""
+    if estimate is not None:
+        return gpu_load(recipe, estimate)
+    if device.kind == "cuda":
+        return blind_load(recipe)
+    return cpu_load(recipe, rows.longest or 1)
 
 
 def _sequences(

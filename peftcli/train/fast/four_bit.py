@@ -67,21 +67,14 @@ class Apart(Quantized):
     That halves the room that gate and up need, for one more pass over the gradient of their input.
     """
 
-    def forward_in_place(
-        self, wide: Tensor, low: Tensor | None, bias: Tensor | None, out: Tensor | None,
-        add: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        if low is not None:
-            wide[:, self.inputs :] = low
-        y = wide.new_empty(len(wide), self.outputs) if out is None else out[:, : self.outputs]
+    def times(self, wide: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+        y = wide.new_empty(len(wide), self.outputs) if out is None else out
         for layer, rows in enumerate(self._places()):
             matrix = self._expanded(layer, layer + 1)[: rows.stop - rows.start].T
             product(wide, matrix, None if bias is None else bias[rows], y[:, rows])
-        return y if add is None else y.add_(add)
+        return y
 
-    def backward_in_place(self, wide: Tensor, dlow: Tensor | None) -> Tensor:
-        if dlow is not None:
-            wide[:, self.outputs :] = dlow
+    def times_back(self, wide: Tensor) -> Tensor:
         dx = None
         for layer, rows in enumerate(self._places()):
             matrix = self._expanded(layer, layer + 1)[:, : self.inputs]

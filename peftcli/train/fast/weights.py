@@ -133,10 +133,7 @@ class Matrix:
     ) -> Tensor:  # fmt: skip
         if low is not None:
             wide[:, self.inputs :] = low
-        matrix = self.matrix()[: self.outputs].T
-        if out is not None:
-            out = out[:, : self.outputs]
-        y = product(wide, matrix, bias, out)
+        y = self.times(wide, bias, None if out is None else out[:, : self.outputs])
         return y if add is None else y.add_(add)
 
     def backward(self, dy: Tensor, dlow: Tensor | None) -> Tensor:
@@ -146,6 +143,14 @@ class Matrix:
     def backward_in_place(self, wide: Tensor, dlow: Tensor | None) -> Tensor:
         if dlow is not None:
             wide[:, self.outputs :] = dlow
+        return self.times_back(wide)
+
+    def times(self, wide: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+        """[x | x A'] [W | s B]' + bias, into `out` if there is one."""
+        return product(wide, self.matrix()[: self.outputs].T, bias, out)
+
+    def times_back(self, wide: Tensor) -> Tensor:
+        """[dy | dy s B] [W ; A]."""
         return wide @ self.matrix()[:, : self.inputs]
 
 
