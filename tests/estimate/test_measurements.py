@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 from peftcli.estimate.compare import Line, compare, random_rows
-from peftcli.estimate.duration import HOST_BAND
 from peftcli.estimate.gpus import device_gpu
 from peftcli.estimate.run import run
 from peftcli.recipe.schema import Recipe
@@ -65,10 +64,8 @@ def test_the_grid_is_large_enough() -> None:
     assert sum(held for _, held, _ in COMPARED) >= len(COMPARED) / 3
 
 
-def test_what_ran_out_of_memory_was_not_promised() -> None:
-    for record in RECORDS:
-        if not record["measured"]:
-            assert record["predicted"]["peak_gib"] > 0.9 * record["memory_gib"], record["case"]
+def test_every_run_was_measured_to_its_end() -> None:
+    assert [record["case"] for record in RECORDS if not record["measured"]] == []
 
 
 @pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
@@ -102,8 +99,14 @@ def test_seconds_of_a_step(group: Callable[[bool], bool]) -> None:
     assert {c: x for c, x in found.items() if abs(x) > KNOWN.get(c, 0.20)} == {}
 
 
-def test_what_took_longer_lies_within_the_range_that_is_told() -> None:
-    found = {case: x["step_seconds"] for case, _, x in COMPARED if case in KNOWN}
-    assert found.keys() == KNOWN.keys()
-    for line in found.values():
-        assert line.measured < HOST_BAND[1] * line.predicted
+@pytest.mark.parametrize("record", MEASURED, ids=[record["case"] for record in MEASURED])
+def test_a_step_lies_within_the_range_that_is_told(record: dict[str, Any]) -> None:
+    recipe = Recipe.model_validate(record["recipe"])
+    long = recipe.training.model_copy(update={"max_steps": 10**6})  # the start counts for nothing
+    recipe = recipe.model_copy(update={"training": long})
+    gpu = device_gpu(record["gpu"], record["memory_gib"])
+    time = run(recipe, gpu, rows=random_rows(recipe)).time
+    assert time is not None
+    assert time.low_seconds is not None
+    assert time.high_seconds is not None
+    assert time.low_seconds / 10**6 < record["measured"]["step_seconds"] < time.high_seconds / 10**6
