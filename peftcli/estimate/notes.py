@@ -41,7 +41,8 @@ def notes_on(recipe: Recipe, plan: Plan, rows: Rows, gpu: Gpu) -> Iterator[str]:
     if rows.how:
         yield rows.how
     elif rows.longest is None:
-        text = "the rows were not read: every row is taken as long as data.max_length"
+        why = f" ({rows.unread})" if rows.unread else ""
+        text = f"the rows were not read{why}: every row is taken as long as data.max_length"
         known = recipe.training.max_steps is not None
         yield text if known else f"{text}; --set training.max_steps=1000 tells time and cost"
 

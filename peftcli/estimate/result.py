@@ -21,6 +21,8 @@ class Rows:
     mean: float | None = None
     how: str = ""
     """How they were counted, where that was not by the tokenizer."""
+    unread: str = ""
+    """Why they were not read, where there is more to say than that."""
 
 
 @dataclass(frozen=True, eq=False)

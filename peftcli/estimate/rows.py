@@ -34,8 +34,8 @@ def count_rows(data: Data, base_dir: Path) -> Rows:
     for source in data.train:
         try:
             places = resolve(Source(source.path, split=source.split), base_dir)
-        except DataError:
-            return Rows()
+        except DataError as error:
+            return Rows(unread=error.message)
         if not isinstance(places, list):
             return Rows()
         for file in places:

@@ -78,7 +78,7 @@ def run(
     plan = choose(plans, gpu, question.reserved, lengths) or smallest(plans)
     state = verdict(plan, gpu, question.reserved)
     refused, advice = refusal(recipe, found, gpu), NOTHING
-    if always_advise or (state != "fits" and not never_advise):
+    if not refused and (always_advise or (state != "fits" and not never_advise)):
         card = Card(gpu, question.reserved, question.host)
         advice = advise(recipe, question.plans, card, 0 if brief else 3)
     word = _in_words(state, refused, advice)

@@ -396,3 +396,18 @@ def test_a_wrong_recipe_needs_no_estimate(tmp_path: Path) -> None:
     found = loaded("train", str(file))
     assert {"peftcli.recipe.load", "typer", "pydantic", "yaml"} <= found
     assert not (HEAVY | NEEDLESS | {"peftcli.estimate", "peftcli.train", "peftcli.data"}) & found
+
+
+def test_a_data_file_that_is_not_there_is_named(model: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"model: {model}\nmethod: lora\ndata: {{train: none.jsonl}}\noutput: out\n")
+    done = estimate(str(recipe), "--gpu", "h100")
+    assert "the rows were not read (" in done.stdout
+    assert "none.jsonl" in done.stdout
+
+
+def test_no_lines_are_offered_where_the_card_refuses_the_recipe(model: Path) -> None:
+    done = estimate("--model", str(model), "--gpu", "t4", "--set", "training.checkpointing=7")
+    assert done.returncode == 3
+    assert "does not run" in done.stdout
+    assert "it fits with these lines" not in done.stdout
