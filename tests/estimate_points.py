@@ -48,7 +48,7 @@ class Point:
         """What the formulas say of the same quantity, in GiB."""
         gpu = find_gpu(self.gpu)
         if self.kind == "allocated":
-            return (training_peak(self.plan).size + gpu.workspaces) / GIB
+            return (training_peak(self.plan).size + 2 * gpu.workspace) / GIB  # of two threads
         return need(self.plan, gpu).card / GIB
 
     @property

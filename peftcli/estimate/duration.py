@@ -1,6 +1,6 @@
 """Seconds and money of a run, from its FLOPs, its memory traffic and the GPU's rates.
 
-The coefficients come from steps measured on an H200 (plain TRL) and an H100 (the fused step).
+The coefficients come from steps measured on an H200.
 README shows how far off they are, most on short steps. Other cards are an estimate.
 """
 
@@ -34,10 +34,9 @@ BANDS: dict[Speed, tuple[float, float]] = {  # of the likely seconds
     "published": (0.75, 1.35),
     "data sheet": (0.7, 1.5),
 }
-HOST_BAND = (0.75, 1.7)
-"""The same for steps that wait for the CPU. In three passes over the grid, on machines of one kind,
-one took 0.246, 0.437 and 0.377 s, another 0.265, 0.327 and 0.396 s; the code changed in between,
-and what it changed does not explain that."""
+HOST_BAND = (0.75, 2.0)
+"""The same of what the CPU needs to start kernels. One and the same step took 0.084 and 0.042 s in
+two processes of a machine that had just started, another 0.20, 0.19 and 0.30 s in three."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +88,10 @@ def duration(
     step = step_seconds(plan, gpu, lengths)
     setup = SETUP_SECONDS + weights(plan).base() / LOAD_BYTES_PER_SECOND
     likely = setup + steps * step
-    least, most = BANDS[gpu.speed]
-    if _floor_seconds(plan) > _gpu_seconds(plan, gpu, lengths):
-        least, most = min(least, HOST_BAND[0]), max(most, HOST_BAND[1])
-    low, high = setup + steps * step * least, setup + steps * step * most
+    low, high = (
+        setup + steps * step_seconds(plan, gpu, lengths, shares)
+        for shares in zip(BANDS[gpu.speed], HOST_BAND, strict=True)
+    )
     cost = None
     if prices is not None:
         cost = (low / 3600 * prices[0], high / 3600 * prices[1])
@@ -104,19 +103,27 @@ def duration(
     )
 
 
-def step_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
-    """One optimizer step: its micro-batches, and the update of the trained values."""
+def step_seconds(
+    plan: Plan, gpu: Gpu, lengths: Lengths, shares: tuple[float, float] = (1.0, 1.0)
+) -> float:
+    """One optimizer step: its micro-batches, and the update of the trained values.
+
+    `shares` are what GPU and CPU need of what they are expected to.
+    """
     held = weights(plan)
     moved = 3 * (held.gradients + held.states + held.paged)
     if plan.optimizer == "adafactor":
         moved = ADAFACTOR_PASSES * held.gradients
     update = moved / (gpu.bandwidth_gb_s * 1e9)
-    return plan.accumulation * micro_batch_seconds(plan, gpu, lengths) + update
+    update *= shares[0]
+    return plan.accumulation * micro_batch_seconds(plan, gpu, lengths, shares) + update
 
 
-def micro_batch_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
+def micro_batch_seconds(
+    plan: Plan, gpu: Gpu, lengths: Lengths, shares: tuple[float, float] = (1.0, 1.0)
+) -> float:
     """Forward and backward pass of one micro-batch of rows."""
-    seconds = max(_gpu_seconds(plan, gpu, lengths), _floor_seconds(plan))
+    seconds = max(shares[0] * _gpu_seconds(plan, gpu, lengths), shares[1] * _floor_seconds(plan))
     carried = host_bytes(plan) * plan.micro_batch * lengths.computed(plan) / plan.tokens
     return seconds + _waiting(seconds, carried)
 
@@ -161,7 +168,7 @@ def _floor_seconds(plan: Plan) -> float:
     each = step.floor_seconds + step.floor_magnitudes * plan.magnitudes
     each += step.floor_quantised * bool(weights(plan).elements)
     more = (stream_norms(plan.architecture) + 2) / 4  # Gemma's four norms, and what is around them
-    return each * more * passes(plan) * plan.architecture.layers
+    return each * more * passes(plan) * plan.architecture.layers + step.floor_again * plan.again
 
 
 def passes(plan: Plan) -> float:

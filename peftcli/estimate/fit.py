@@ -46,7 +46,7 @@ class Need:
 def need(plan: Plan, gpu: Gpu) -> Need:
     """The peak of a plan on this GPU."""
     peak = training_peak(plan)
-    step = peak.size + gpu.workspaces
+    step = peak.size + gpu.workspace
     likely = max(step, loading_peak(plan))
     known = plan.architecture.exact and plan.architecture.model_type in CALIBRATED
     low, high = BAND if known else WIDE_BAND

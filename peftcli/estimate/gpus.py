@@ -62,9 +62,9 @@ class Gpu:
         return (141 if self.compute < 80 else 400 if self.compute < 90 else 800) * MIB
 
     @property
-    def workspaces(self) -> float:
-        """Bytes of cuBLAS workspaces, one each for the forward and the backward thread."""
-        return 2 * (32 if self.compute >= 90 else 8.125) * MIB
+    def workspace(self) -> float:
+        """Bytes of the workspace that cuBLAS has for a thread."""
+        return (32 if self.compute >= 90 else 8.125) * MIB
 
 
 HOPPER = 0.71  # 695 to 803 TFLOP/s of 989 measured on an H200, 2026-11

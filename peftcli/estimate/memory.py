@@ -50,7 +50,7 @@ class Peak:
 
     @property
     def size(self) -> float:
-        """Bytes that PyTorch allocates at this moment, beside cuBLAS workspaces."""
+        """Bytes that PyTorch allocates at this moment, beside the workspace of cuBLAS."""
         return sum(part.size for part in self.parts)
 
 

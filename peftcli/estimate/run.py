@@ -117,8 +117,8 @@ def _in_words(state: Verdict, refused: str, advice: Advice) -> str:
 def _memory(plan: Plan, gpu: Gpu, reserved: float) -> MemoryEstimate:
     peak, found, held = training_peak(plan), need(plan, gpu), weights(plan)
     low, likely, high = (size / GIB for size in found.allocated)
-    workspaces = Part("cuBLAS workspaces", gpu.workspaces, "two threads, one each")
-    moment, parts = peak.moment, (*peak.parts, workspaces)
+    workspace = Part("cuBLAS workspace", gpu.workspace, "one thread")
+    moment, parts = peak.moment, (*peak.parts, workspace)
     if found.step < found.allocated[1]:
         moment, parts = "loading", loading_parts(plan)
     return MemoryEstimate(

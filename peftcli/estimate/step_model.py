@@ -97,14 +97,16 @@ class StepModel:
     """How often each kept byte is moved in element-wise work: time, not memory."""
     expansion: float = 853e9
     """Bytes per second at which 4-bit weights are expanded, on an H200."""
-    launch_seconds: float = 0.002
+    launch_seconds: float = 0.0014
     """Per layer and pass (forward, again, backward), beside what the GPU computes."""
-    floor_seconds: float = 0.0028
-    """Per layer and pass: what a CPU needs to start the kernels, however little they do. Of two
-    machines with an H100, 2026-11, one needed 1.4 times what the other did; this is the faster."""
-    floor_quantised: float = 0.0015
-    floor_magnitudes: float = 0.0046
-    """What expanding 4-bit weights and DoRA add to that."""
+    floor_seconds: float = 0.0021
+    """Per layer and pass: what a CPU needs to start the kernels, however little they do. From short
+    steps of one pass over the grid on a machine with an H200, 2026-11-26; others differ."""
+    floor_again: float = 0.001
+    """What checkpointing adds to that, per layer that is computed again."""
+    floor_quantised: float = 0.0004
+    floor_magnitudes: float = 0.0047
+    """What expanding 4-bit weights and DoRA add, per layer and pass."""
     attention_share: float = 0.63
     """Of what matrix products attain, with heads of 128; 445 of 700 TFLOP/s on an H200."""
     products_speed: float = 1.0
@@ -138,6 +140,7 @@ TRL_DORA_QUANTIZED = replace(
     stream=4.0,
     peak_mlp=10.0,
     traffic=15.0,
+    floor_quantised=0.0012,
 )
 TRL_BOTTLENECK = replace(
     TRL_LORA,
@@ -145,13 +148,13 @@ TRL_BOTTLENECK = replace(
     peak_mlp=6.0,
     peak_hidden=0.0,
     kept_other=4.0,
-    launch_seconds=0.001,
+    launch_seconds=0.0007,
 )
 TRL_FULL = replace(
     TRL_LORA,
     name="TRL, full fine-tuning in 16 bits",
     launch_seconds=0.0001,
-    floor_seconds=0.0024,
+    floor_seconds=0.0022,
     kept_query_norm=6.0,
     kept_other=8.0,
     peak_mlp=4.0,
@@ -198,8 +201,8 @@ FUSED_LORA = StepModel(
     traffic=14.0,
     expansion=2.5e12,
     launch_seconds=0.0001,
-    floor_seconds=0.0021,
-    floor_quantised=0.0006,
+    floor_seconds=0.0012,
+    floor_quantised=0.00015,
     attention_share=1.0,
 )
 FUSED_FP8 = replace(
@@ -208,8 +211,9 @@ FUSED_FP8 = replace(
     peak_mlp=4.0,
     peak_hidden=6.0,
     mlp_parts=None,
+    traffic=16.0,
     products_speed=1.7,
-    floor_seconds=0.0025,
+    floor_seconds=0.0015,
     floor_quantised=0.0,
 )
 FUSED_BOTTLENECK = replace(

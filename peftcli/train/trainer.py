@@ -118,7 +118,10 @@ class RecipeTrainer(EvaluatingTrainer):
             self.fast.refresh()
         parts = self._prepare_inputs(inputs)["micro_batches"]
         self.current_gradient_accumulation_steps = len(parts)  # TRL divides a router's loss by it
-        with attention_kernels(), self.maybe_activation_offload_context:
+        # Backward in this thread: another one, which PyTorch takes on a GPU, is slower to start
+        # kernels, and that is what short steps wait for.
+        here = torch.autograd.set_multithreading_enabled(False)
+        with here, attention_kernels(), self.maybe_activation_offload_context:
             for batch in parts:
                 with self.compute_loss_context_manager():
                     loss = self._micro_loss(model, batch, items)

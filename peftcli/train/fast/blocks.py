@@ -180,8 +180,10 @@ def _backward_of_product(
 
     The gradient of the down projection's A matrices comes second.
     """
-    dlow, down = backward_low(down, dy), down.held()
+    dlow = backward_low(down, dy)
     parts = _parts(len(dy), _most(len(dy), lean and gate_up.weights.in_room))
+    if len(parts) > 1:
+        down = down.held()
     wide, total = None, None
     for rows in parts:  # the factors' share of dproduct is added later
         dproduct = down.weights.backward(dy[rows], None)

@@ -25,28 +25,58 @@ class Quantized(Matrix):
         kind = {"dtype": state.dtype, "device": self.packed[0].device}
         self.shadow_a = torch.zeros(columns, self.inputs, **kind)
         self.shadow_b = torch.zeros(self.outputs, columns, **kind)
+        self._whole = self.part(self.packed, 0)
 
-    def matrix(self) -> Tensor:
-        return self._expanded(0, len(self.packed))
+    def matrix(self, *, right: bool = False, below: bool = False) -> Tensor:
+        return self._whole.expanded(right=right, below=below)
 
     def held(self) -> Matrix:
         return Expanded(self)
 
-    def _expanded(self, first: int, end: int) -> Tensor:
-        """The rows of some of the layers; those of A below the last layer's."""
-        start = sum(self.rows[:first])
-        outputs = sum(self.rows[first:end])
-        columns = len(self.shadow_a)
-        below = columns if end == len(self.packed) else 0
-        out = _scratch(outputs + below, self.inputs + columns, self.shadow_a)
-        if columns:
-            out[outputs:, : self.inputs].copy_(self.shadow_a[:below])
-            out[:outputs, self.inputs :].copy_(self.shadow_b[start : start + outputs])
-        row = 0
-        for weight, rows in zip(self.packed[first:end], self.rows[first:end], strict=True):
-            _expand(weight, out[row : row + rows, : self.inputs])
-            row += rows
+    def part(self, packed: list[Any], start: int) -> Part:
+        """Some of the group's layers, whose outputs begin at `start`."""
+        rows = slice(start, start + sum(weight.quant_state.shape[0] for weight in packed))
+        last = rows.stop == self.outputs
+        below = self.shadow_a if last else self.shadow_a[:0]
+        return Part(packed, rows, self.shadow_b[rows], below)
+
+
+class Part:
+    """Layers of a group in 4 bits that are expanded together, and their share of the factors.
+
+    A, which is below the last layer of a group, is `below`; B is to the `right`.
+    """
+
+    def __init__(self, packed: list[Any], rows: slice, right: Tensor, below: Tensor) -> None:
+        self.packed, self.rows, self.right, self.below = packed, rows, right, below
+        self.inputs, self.outputs = packed[0].quant_state.shape[1], len(right)
+        self._expansion: Any = None
+
+    def expanded(self, *, right: bool = False, below: bool = False) -> Tensor:
+        """(outputs and rows below x inputs and columns to the right), until the next call."""
+        columns = self.right.shape[1]
+        out = _scratch(self.outputs + len(self.below), self.inputs + columns, self.right)
+        source = target = None
+        if columns and right:
+            source, target = self.right, out[: self.outputs, self.inputs :]
+        if len(self.below) and below:
+            if source is not None and target is not None:
+                target.copy_(source)
+            source, target = self.below, out[self.outputs :, : self.inputs]
+        self._expand(out, source, target)
         return out
+
+    def _expand(self, out: Tensor, source: Tensor | None, target: Tensor | None) -> None:
+        if not out.is_cuda:
+            _expand_plainly(self.packed, out[: self.outputs, : self.inputs])
+            if source is not None and target is not None:
+                target.copy_(source)
+            return
+        if self._expansion is None:
+            from peftcli.train.fast.triton_four_bit import Expansion
+
+            self._expansion = Expansion(self.packed)
+        self._expansion.into(out, source, target)
 
 
 class Expanded(Matrix):
@@ -55,9 +85,9 @@ class Expanded(Matrix):
     def __init__(self, group: Quantized) -> None:
         self.inputs, self.outputs = group.inputs, group.outputs
         self.shadow_a, self.shadow_b = group.shadow_a, group.shadow_b
-        self._matrix = group.matrix()
+        self._matrix = group.matrix(right=True, below=True)
 
-    def matrix(self) -> Tensor:
+    def matrix(self, *, right: bool = False, below: bool = False) -> Tensor:
         return self._matrix
 
 
@@ -67,26 +97,28 @@ class Apart(Quantized):
     That halves the room that gate and up need, for one more pass over the gradient of their input.
     """
 
+    def __init__(self, layers: list[Any], columns: int) -> None:
+        super().__init__(layers, columns)
+        starts = accumulate(self.rows, initial=0)
+        self.parts = [
+            self.part([weight], start) for weight, start in zip(self.packed, starts, strict=False)
+        ]
+
     def times(self, wide: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
         y = wide.new_empty(len(wide), self.outputs) if out is None else out
-        for layer, rows in enumerate(self._places()):
-            matrix = self._expanded(layer, layer + 1)[: rows.stop - rows.start].T
-            product(wide, matrix, None if bias is None else bias[rows], y[:, rows])
+        for part in self.parts:
+            matrix = part.expanded(right=True)[: part.outputs].T
+            product(wide, matrix, None if bias is None else bias[part.rows], y[:, part.rows])
         return y
 
     def times_back(self, wide: Tensor) -> Tensor:
         dx = None
-        for layer, rows in enumerate(self._places()):
-            matrix = self._expanded(layer, layer + 1)[:, : self.inputs]
-            part = wide[:, rows.start : rows.start + len(matrix)]
-            dx = part @ matrix if dx is None else dx.addmm_(part, matrix)
+        for part in self.parts:
+            matrix = part.expanded(below=True)[:, : self.inputs]
+            share = wide[:, part.rows.start : part.rows.start + len(matrix)]
+            dx = share @ matrix if dx is None else dx.addmm_(share, matrix)
         assert dx is not None  # a group has layers
         return dx
-
-    def _places(self) -> list[slice]:
-        """The outputs of each layer."""
-        ends = list(accumulate(self.rows))
-        return [slice(end - rows, end) for end, rows in zip(ends, self.rows, strict=True)]
 
 
 def forget_room() -> None:
@@ -94,15 +126,14 @@ def forget_room() -> None:
     _SCRATCH.clear()
 
 
-def _expand(weight: Any, out: Tensor) -> None:
-    if weight.is_cuda:
-        from peftcli.train.fast import triton_ops
-
-        triton_ops.dequantize(weight.data, weight.quant_state, out)
-        return
+def _expand_plainly(packed: list[Any], out: Tensor) -> None:
     from bitsandbytes.functional import dequantize_4bit
 
-    out.copy_(dequantize_4bit(weight.data, weight.quant_state))
+    row = 0
+    for weight in packed:
+        values = dequantize_4bit(weight.data, weight.quant_state)
+        out[row : row + len(values)] = values
+        row += len(values)
 
 
 def _scratch(rows: int, columns: int, like: Tensor) -> Tensor:
@@ -111,4 +142,4 @@ def _scratch(rows: int, columns: int, like: Tensor) -> Tensor:
     held = _SCRATCH.get((like.device, like.dtype))
     if held is None or held.numel() < rows * stride:
         held = _SCRATCH[like.device, like.dtype] = like.new_empty(rows * stride)
-    return held[: rows * stride].view(rows, stride)[:, :columns]
+    return held.as_strided((rows, columns), (stride, 1))

@@ -117,6 +117,9 @@ class Fp8:
         multiply(wide.codes, self.codes.T, wide.scales, self.scales.T, bias, y)
         return ops.add_(y, low, self.shadow_b, add)
 
+    def backward_low(self, room: Tensor) -> Tensor | None:
+        return room @ self.shadow_b if len(self.shadow_a) else None
+
     def backward(self, dy: Tensor, dlow: Tensor | None) -> Tensor:
         return self.backward_in_place(dy, dlow)
 

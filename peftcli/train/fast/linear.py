@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from peftcli.train.fast import ops
@@ -78,13 +79,13 @@ def backward_normed(
     the form of the group's weights.
     """
     dx, dy = None, room[:, : group.weights.outputs]
-    dlow = backward_low(group, dy)
+    dlow = group.weights.backward_low(room)
     if needs_input:
         dx = group.weights.backward_in_place(wide, dlow)
         dx = ops.rms_norm_backward(dx, x, norm.weight, rstd, skip)
     a_grads = None
     if dlow is not None:
-        scaled = (dlow * rstd[:, None]).to(x.dtype)
+        scaled = torch.mul(dlow, rstd[:, None], out=x.new_empty(dlow.shape))
         a_grads = ops.factor_gradient(scaled, x).mul_(norm.weight)
     return dx, backward_factors(group, dy, low, a_grads)
 

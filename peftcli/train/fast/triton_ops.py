@@ -6,8 +6,6 @@ tests compare it with. Rows are tokens, columns are features.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -208,53 +206,6 @@ def cross_entropy_(logits: Tensor, targets: Tensor, scale: Tensor | None) -> Ten
         COLUMNS=columns, GRADIENT=scale is not None, BLOCK=4096, num_warps=8,
     )  # fmt: skip
     return losses
-
-
-@triton.jit
-def _dequantize_kernel(
-    packed, code, absmax, nested_code, nested_absmax, offset, out, words, columns, stride,
-    NESTED: tl.constexpr, BLOCKSIZE: tl.constexpr, NESTED_SIZE: tl.constexpr, WORDS: tl.constexpr,
-):  # fmt: skip
-    word = tl.program_id(0) * WORDS + tl.arange(0, WORDS)
-    inside = word < words
-    bits = tl.load(packed + word, mask=inside, other=0)
-    block = word // (BLOCKSIZE // 8)
-    if NESTED:
-        index = tl.load(absmax + block, mask=inside, other=0).to(tl.int32)
-        scale = tl.load(nested_code + index) * tl.load(
-            nested_absmax + block // NESTED_SIZE, mask=inside, other=0.0
-        )
-        scale += tl.load(offset)
-    else:
-        scale = tl.load(absmax + block, mask=inside, other=0.0)
-    element = tl.arange(0, 8)
-    shift = 8 * (element // 2) + 4 * (1 - element % 2)  # the high half of a byte comes first
-    nibble = (bits[:, None] >> shift[None, :]) & 15
-    value = tl.load(code + nibble) * scale[:, None]
-    row = word * 8 // columns
-    start = row.to(tl.int64) * stride + (word * 8 - row * columns)
-    at = start[:, None] + element[None, :]
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=inside[:, None])
-
-
-def dequantize(packed: Tensor, state: Any, out: Tensor) -> None:
-    """A bitsandbytes 4-bit weight into (rows x columns) `out`, scales and values in one launch.
-
-    Columns must be a multiple of 8; rows of `out` may lie apart.
-    """
-    nested = state.nested
-    inner: Any = state.state2
-    words = packed.numel() // 4
-    size = 1024
-    _dequantize_kernel[(triton.cdiv(words, size),)](
-        packed.view(-1).view(torch.int32), state.code, state.absmax,
-        inner.code if nested else state.code,
-        inner.absmax if nested else state.absmax,
-        state.offset if nested else state.code,
-        out, words, out.shape[1], out.stride(0), NESTED=nested, BLOCKSIZE=state.blocksize,
-        NESTED_SIZE=inner.blocksize if nested else 1,
-        WORDS=size, num_warps=8,
-    )  # fmt: skip
 
 
 def _row_shape(columns: int) -> tuple[int, int]:

@@ -73,11 +73,14 @@ class Weights(Protocol):
     ) -> Tensor:  # fmt: skip
         """The same for an input in its form, into the room `out` if there is one."""
 
+    def backward_low(self, room: Tensor) -> Tensor | None:
+        """dy (s B) of the gradient in a room, kept there if it has columns for it."""
+
     def backward(self, dy: Tensor, dlow: Tensor | None) -> Tensor:
         """dy W + dlow A."""
 
     def backward_in_place(self, wide: Any, dlow: Tensor | None) -> Tensor:
-        """The same for a gradient in its form."""
+        """The same for a gradient in its form, and what `backward_low` gave."""
 
 
 class Matrix:
@@ -89,8 +92,12 @@ class Matrix:
     shadow_b: Tensor
     in_room = True
 
-    def matrix(self) -> Tensor:
-        """(outputs + columns x inputs + columns); of 4-bit layers until any group's next call."""
+    def matrix(self, *, right: bool = False, below: bool = False) -> Tensor:
+        """(outputs + columns x inputs + columns); of 4-bit layers until any group's next call.
+
+        Unless they are asked for, the columns to the `right` and the rows `below` the weights may
+        hold anything.
+        """
         raise NotImplementedError
 
     def held(self) -> Matrix:
@@ -140,18 +147,22 @@ class Matrix:
         dx = dy @ self.matrix()[: self.outputs, : self.inputs]
         return dx if dlow is None else dx.addmm_(dlow, self.shadow_a)
 
+    def backward_low(self, room: Tensor) -> Tensor | None:
+        if not len(self.shadow_a):
+            return None
+        dy, beside = room[:, : self.outputs], room[:, self.outputs :]
+        return torch.mm(dy, self.shadow_b, out=beside)
+
     def backward_in_place(self, wide: Tensor, dlow: Tensor | None) -> Tensor:
-        if dlow is not None:
-            wide[:, self.outputs :] = dlow
         return self.times_back(wide)
 
     def times(self, wide: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
         """[x | x A'] [W | s B]' + bias, into `out` if there is one."""
-        return product(wide, self.matrix()[: self.outputs].T, bias, out)
+        return product(wide, self.matrix(right=True)[: self.outputs].T, bias, out)
 
     def times_back(self, wide: Tensor) -> Tensor:
         """[dy | dy s B] [W ; A]."""
-        return wide @ self.matrix()[:, : self.inputs]
+        return wide @ self.matrix(below=True)[:, : self.inputs]
 
 
 class Resident(Matrix):
@@ -173,7 +184,7 @@ class Resident(Matrix):
             layer.weight.data = part
             start += len(part)
 
-    def matrix(self) -> Tensor:
+    def matrix(self, *, right: bool = False, below: bool = False) -> Tensor:
         return self._matrix
 
 

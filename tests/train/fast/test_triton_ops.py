@@ -16,6 +16,7 @@ if not find_spec("triton") or not (CUDA or os.environ.get("TRITON_INTERPRET") ==
 
 from peftcli import fp8  # noqa: E402
 from peftcli.train.fast import (  # noqa: E402
+    triton_four_bit,
     triton_fp8,
     triton_gated,
     triton_ops,
@@ -119,20 +120,36 @@ def test_cross_entropy_and_its_gradient(columns: int, dtype: torch.dtype) -> Non
     near(logits, plain, dtype)
 
 
+@pytest.mark.parametrize("copied", [None, "right", "below"])
 @pytest.mark.parametrize("double", [True, False])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
-def test_four_bit_weights_expand_to_bitsandbytes_own_values(kind: str, double: bool) -> None:
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+def test_four_bit_weights_expand_to_bitsandbytes_own_values(
+    kind: str, double: bool, copied: str | None
+) -> None:
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Params4bit
 
     torch.manual_seed(0)
     dtype = torch.bfloat16 if CUDA else torch.float32
-    weight = torch.randn(96, 1024).to(dtype).to(DEVICE)
-    packed, state = quantize_4bit(weight, quant_type=kind, compress_statistics=double)
-    wanted = dequantize_4bit(packed, state)
-    room = torch.full((96, 1040), torch.nan, dtype=dtype, device=DEVICE)
-    triton_ops.dequantize(packed, state, room[:, :1024])
-    torch.testing.assert_close(room[:, :1024], wanted, rtol=4e-3 if CUDA else 1e-6, atol=1e-6)
-    assert room[:, 1024:].isnan().all()
+    weights = []
+    for rows in (24, 9, 96):
+        plain = torch.randn(rows, 1024, dtype=dtype)
+        weight = Params4bit(plain, quant_type=kind, compress_statistics=double)
+        weights.append(weight.to(DEVICE))
+    wanted = torch.cat([dequantize_4bit(w.data, w.quant_state) for w in weights])
+    room = torch.full((129 + 7, 1024 + 24), torch.nan, dtype=dtype, device=DEVICE)
+    right, below = room[:129, 1032:1037], room[130:133, :1024]
+    target = {"right": right, "below": below, None: None}[copied]
+    source = None if target is None else made(len(target), 2048, dtype=dtype)
+    if source is not None and target is not None:
+        source = source[:, : target.shape[1]]
+    triton_four_bit.Expansion(weights).into(room[:129, :1024], source, target)
+    torch.testing.assert_close(room[:129, :1024], wanted, rtol=4e-3 if CUDA else 1e-6, atol=1e-6)
+    if source is not None and target is not None:
+        assert torch.equal(target, source)
+        target.fill_(torch.nan)
+    room[:129, :1024] = torch.nan
+    assert room.isnan().all()
 
 
 @pytest.mark.parametrize("scaled", [False, True])
