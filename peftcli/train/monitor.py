@@ -148,8 +148,8 @@ class Monitor(TrainerCallback):  # type: ignore[misc]
             control.should_save = True
 
     def seconds(self) -> float:
-        """Seconds since training began in this process."""
-        return time.perf_counter() - self._started
+        """Seconds of training so far, those before a resume included up to where it goes on."""
+        return self._seconds_before + time.perf_counter() - self._started
 
     def tokens_per_second(self, step: int) -> float:
         """Mean rate of this process up to `step`, without evaluations and checkpoints."""

@@ -56,6 +56,7 @@ class TrainResult:
     """The adapter folder, or the model folder after full fine-tuning."""
     steps: int
     seconds: float
+    """Of training, those of the parts before a resume included."""
     final_loss: float
     best_eval_loss: float | None
     best_step: int | None

@@ -83,6 +83,22 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(
     assert steps == [json.loads(line)["step"] for line in (whole / "metrics.jsonl").open()]
 
 
+def test_the_seconds_of_a_resumed_run_are_those_of_both_parts(
+    finished: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    base, rows, whole = finished
+    interrupted_after(whole, tmp_path / "run", 4)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    slow = [
+        {**line, "seconds": 3600.0 + line["step"]} if "loss" in line else line for line in lines
+    ]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in slow))
+    result, _ = go(recipe(base, rows, tmp_path / "run", keep_checkpoints=9), resume=True)
+    told = [json.loads(line).get("seconds", 0) for line in metrics.read_text().splitlines()]
+    assert 3604 < max(told) <= result.seconds < 3604 + 600
+
+
 def damage(checkpoint: Path, how: str) -> None:
     file = checkpoint / "optimizer.pt"
     if how == "missing":
