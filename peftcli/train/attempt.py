@@ -77,6 +77,7 @@ def attempt(
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold the activations
+        _leave_backward()
         trainer._log_finished(leave=0)
         if health.failure is not None:  # of the step before, which was not looked at yet
             return Ended(trainer, monitor)
@@ -108,6 +109,15 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _leave_backward() -> None:
+    """Let go of the graph of a backward pass that failed in this thread.
+
+    What it had still to run stays queued, and with it all activations below and the weights they
+    are multiplied with, until the next pass begins.
+    """
+    torch.autograd.backward(torch.zeros((), requires_grad=True))
 
 
 def _rescued(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,7 @@ import torch
 from faults.lab import Lab
 from faults.scene import Scene, check_no_half_result, steps_of
 from safetensors.torch import load_file
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from peftcli.architecture.config import architecture_from
 from peftcli.errors import ExitCode, InterruptedRun, ResourceError
@@ -71,6 +73,39 @@ def small_card(tokens: int, calls: int = 0) -> Iterator[None]:
         handle.remove()
 
 
+class Mark:
+    """Lives as long as the graph that it is put into."""
+
+
+@contextmanager
+def small_card_going_backward(tokens: int) -> Iterator[list[weakref.ref[Mark]]]:
+    """A device on which a backward pass over more than `tokens` tokens fails in its last MLP.
+
+    The gradient of `gate` waits while that of `up` is found. Gives marks of the graphs that failed.
+    """
+    marks: list[weakref.ref[Mark]] = []
+
+    def fail(gradient: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def after(up: torch.nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        output.register_hook(fail)
+
+    def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        large = isinstance(module, LlamaMLP) and inputs[0].shape[:-1].numel() > tokens
+        if not large or not torch.is_grad_enabled():
+            return
+        mark = inputs[0].grad_fn.metadata["mark"] = Mark()
+        marks.append(weakref.ref(mark))
+        module.up_proj.register_forward_hook(after)
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(hook)
+    try:
+        yield marks
+    finally:
+        handle.remove()
+
+
 def weights(output: Path) -> dict[str, torch.Tensor]:
     return load_file(output / "adapter" / "adapter_model.safetensors")
 
@@ -120,6 +155,23 @@ def test_shrinking_goes_on_from_the_last_step(
     assert steps_of(output) == steps_of(whole)
     for name, tensor in weights(whole).items():
         torch.testing.assert_close(weights(output)[name], tensor, rtol=2e-3, atol=2e-4)
+
+
+def test_nothing_of_a_backward_pass_that_failed_is_left(
+    base_model: Path, rows: Path, tmp_path: Path
+) -> None:
+    """Neither its activations nor the model, which is loaded once more."""
+    loaded = recipe(base_model, rows, tmp_path / "run", on_oom="shrink", kernels="plain")
+    left: list[int] = []
+    with small_card_going_backward(130) as marks:
+
+        def count(event: Event) -> None:
+            if isinstance(event, Warned) and "out of memory" in event.text:
+                left.append(sum(mark() is not None for mark in marks))
+
+        assert run(loaded, Options(), count).steps == STEPS
+    assert len(marks) > 1
+    assert left == [0]
 
 
 def test_shrinking_before_the_first_step_and_down_to_one_row(
