@@ -17,7 +17,7 @@ from peftcli.events import Listener, Note
 from peftcli.models import Device
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import RunDir
-from peftcli.train import checkpoints, rng
+from peftcli.train import backward, checkpoints, rng
 from peftcli.train.build import build_trainer
 from peftcli.train.health import Health
 from peftcli.train.interruption import Interruption
@@ -77,7 +77,7 @@ def attempt(
         if not is_out_of_memory(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold the activations
-        _leave_backward()
+        backward.forget_failed()
         trainer._log_finished(leave=0)
         if health.failure is not None:  # of the step before, which was not looked at yet
             return Ended(trainer, monitor)
@@ -109,15 +109,6 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _leave_backward() -> None:
-    """Let go of the graph of a backward pass that failed in this thread.
-
-    What it had still to run stays queued, and with it all activations below and the weights they
-    are multiplied with, until the next pass begins.
-    """
-    torch.autograd.backward(torch.zeros((), requires_grad=True))
 
 
 def _rescued(

@@ -24,6 +24,7 @@ from peftcli.architecture.shapes import Architecture
 from peftcli.models import Device, load_base
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import RunDir
+from peftcli.train import backward
 from peftcli.train.attempt import health_of
 from peftcli.train.build import LoadBase, build_trainer, load_model
 from peftcli.train.fast.four_bit import forget_room
@@ -204,6 +205,7 @@ def _measured(
 
 def release(device: Device) -> None:
     """Give back what an earlier measurement in this process left."""
+    backward.forget_failed()
     forget_settings()
     forget_room()
     forget_turned()

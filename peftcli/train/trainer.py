@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig
 
+from peftcli.train import backward
 from peftcli.train.batches import Batches, model_inputs
 from peftcli.train.clock import StepClock
 from peftcli.train.evaluating import EvaluatingTrainer
@@ -118,9 +119,7 @@ class RecipeTrainer(EvaluatingTrainer):
             self.fast.refresh()
         parts = self._prepare_inputs(inputs)["micro_batches"]
         self.current_gradient_accumulation_steps = len(parts)  # TRL divides a router's loss by it
-        # Backward in this thread: another one, which PyTorch takes on a GPU, is slower to start
-        # kernels, and that is what short steps wait for.
-        here = torch.autograd.set_multithreading_enabled(False)
+        here = backward.in_this_thread()
         with here, attention_kernels(), self.maybe_activation_offload_context:
             for batch in parts:
                 with self.compute_loss_context_manager():
