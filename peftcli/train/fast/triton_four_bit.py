@@ -80,7 +80,7 @@ class Expansion:
         which: list[int] = []
         row = 0
         for index, (weight, held) in enumerate(zip(weights, self._held, strict=True)):
-            words = weight.data.numel() // 4
+            words = weight.quant_state.shape.numel() // 8
             table.append([*(part.data_ptr() for part in held), words, row, len(which)])
             which += [index] * triton.cdiv(words, WORDS)
             row += weight.quant_state.shape[0]

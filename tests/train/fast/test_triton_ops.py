@@ -152,6 +152,23 @@ def test_four_bit_weights_expand_to_bitsandbytes_own_values(
     assert room.isnan().all()
 
 
+@pytest.mark.parametrize("storage", [torch.uint8, torch.bfloat16, torch.float32], ids=str)
+def test_four_bit_codes_may_lie_in_any_dtype(storage: torch.dtype) -> None:
+    """A checkpoint may hold them so (`bnb_4bit_quant_storage`), eight codes in 4 bytes as ever."""
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Params4bit
+
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if CUDA else torch.float32
+    plain = torch.randn(40, 256, dtype=dtype)
+    weight = Params4bit(plain, quant_type="nf4", quant_storage=storage).to(DEVICE)
+    assert weight.dtype == storage
+    out = torch.full((40, 256), torch.nan, dtype=dtype, device=DEVICE)
+    triton_four_bit.Expansion([weight]).into(out, None, None)
+    wanted = dequantize_4bit(weight.data, weight.quant_state)
+    torch.testing.assert_close(out, wanted, rtol=4e-3 if CUDA else 1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("columns", [96, 2048, 40000])
 def test_rows_are_quantised_as_by_the_twin(columns: int, scaled: bool, dtype: torch.dtype) -> None:
