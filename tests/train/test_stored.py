@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from bitsandbytes.nn import Linear4bit
 from transformers import BitsAndBytesConfig
 from transformers.integrations.finegrained_fp8 import FP8Linear
 
@@ -69,3 +70,22 @@ def test_linears_whose_weights_are_codes_are_left_to_themselves() -> None:
     """Without their scales the codes would be taken for the weights."""
     with pytest.raises(Unsupported, match="FP8Linear layers"):
         check([FP8Linear(32, 32, block_size=(16, 16)).requires_grad_(False)])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "blocksizes", "reason"),
+    [
+        (12, (64, 64), "4-bit layers of 12 inputs"),
+        (64, (64, 128), "groups of 4-bit layers of several kinds"),
+    ],
+)
+def test_four_bits_that_one_launch_does_not_expand_are_left_to_bitsandbytes(
+    inputs: int, blocksizes: tuple[int, int], reason: str
+) -> None:
+    """A launch would put values into the wrong row, or take the wrong scales."""
+    layers = [Linear4bit(inputs, 16, bias=False) for _ in blocksizes]
+    for layer, blocksize in zip(layers, blocksizes, strict=True):
+        layer.weight.blocksize = blocksize
+        layer.requires_grad_(False).to("cpu")  # which quantises it
+    with pytest.raises(Unsupported, match=reason):
+        check(list(layers))

@@ -152,7 +152,7 @@ class Shadows:
 
 def check(layers: list[nn.Module]) -> None:
     """Raise Unsupported for what the fast step leaves out."""
-    bases = [getattr(layer, "base_layer", layer) for layer in layers]
+    bases: list[Any] = [getattr(layer, "base_layer", layer) for layer in layers]
     for layer, base in zip(layers, bases, strict=True):
         if not (type(base) is nn.Linear or is_four_bit(base)):  # others' weights are codes
             raise Unsupported(f"{type(base).__name__} layers")
@@ -162,6 +162,16 @@ def check(layers: list[nn.Module]) -> None:
             _check_adapter(layer)
     if len({type(base) for base in bases}) > 1:
         raise Unsupported("groups of 4-bit and 16-bit layers")
+    if is_four_bit(bases[0]):
+        _check_expansion([base.weight.quant_state for base in bases])
+
+
+def _check_expansion(states: list[Any]) -> None:
+    """One launch expands a group, eight values of a row at a time."""
+    if states[0].shape[1] % 8:
+        raise Unsupported(f"4-bit layers of {states[0].shape[1]} inputs")
+    if len({(state.nested, state.blocksize, state.dtype) for state in states}) > 1:
+        raise Unsupported("groups of 4-bit layers of several kinds")
 
 
 def _check_adapter(layer: Any) -> None:
