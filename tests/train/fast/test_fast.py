@@ -16,9 +16,10 @@ from peftcli.methods.bottleneck_tuner import BottleneckConfig
 from peftcli.recipe.checks import FUSED
 from peftcli.train import attention
 from peftcli.train.batches import Batches, model_inputs
-from peftcli.train.fast import blocks
+from peftcli.train.fast import blocks, four_bit
 from peftcli.train.fast.lora import Unsupported, weights_of
 from peftcli.train.fast.model import accelerate
+from peftcli.train.fast.weights import Weights
 
 ADAPTED = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -244,6 +245,35 @@ def test_four_bit_layers_are_the_same_one_after_the_other(columns: int, bias: bo
         found.append([y.clone(), alone, weights.backward_in_place(gradient, dlow)])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("columns", [0, 8])
+@pytest.mark.parametrize("kind", ["whole", "apart", "held"])
+def test_four_bit_products_read_only_what_they_ask_for(kind: str, columns: int) -> None:
+    """The room of expanded weights holds what was there before, which need not be finite."""
+    torch.manual_seed(0)
+    layers = [Linear4bit(64, size, bias=False).to("cpu") for size in (96, 32)]
+    weights = weights_of(layers, columns, kind == "apart")
+    weights.shadow_a.normal_()
+    weights.shadow_b.normal_()
+    x, dy = torch.randn(5, 64), torch.randn(5, 128)
+    low = x @ weights.shadow_a.T if columns else None
+    wide, gradient = weights.room(x, 64), weights.room(dy, 128)
+    wide[:, :64], gradient[:, :128] = x, dy
+    dlow = weights.backward_low(gradient)
+
+    def unknown() -> Weights:
+        four_bit.forget_room()
+        four_bit._scratch(200, 200, x).fill_(torch.nan)
+        return weights.held() if kind == "held" else weights
+
+    y, dx = unknown().forward(x, low, None), unknown().backward(dy, dlow)
+    assert y.isfinite().all()
+    assert dx.isfinite().all()
+    in_place = unknown().forward_in_place(wide, low, None, None)
+    torch.testing.assert_close(in_place, y, rtol=1e-5, atol=1e-4)
+    in_place = unknown().backward_in_place(gradient, dlow)
+    torch.testing.assert_close(in_place, dx, rtol=1e-5, atol=1e-4)
 
 
 def test_a_step_of_the_optimizer_reaches_the_copies() -> None:
