@@ -10,6 +10,9 @@ from torch import Tensor
 
 from peftcli.train.fast.weights import Matrix, product, row_stride
 
+Copy = tuple[Tensor, Tensor]
+"""What is copied, and where to."""
+
 _SCRATCH: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
@@ -56,27 +59,25 @@ class Part:
         """(outputs and rows below x inputs and columns to the right), until the next call."""
         columns = self.right.shape[1]
         out = _scratch(self.outputs + len(self.below), self.inputs + columns, self.right)
-        source = target = None
-        if columns and right:
-            source, target = self.right, out[: self.outputs, self.inputs :]
-        if len(self.below) and below:
-            if source is not None and target is not None:
-                target.copy_(source)
-            source, target = self.below, out[self.outputs :, : self.inputs]
-        self._expand(out, source, target)
+        copies: list[Copy] = []
+        if right and columns:
+            copies.append((self.right, out[: self.outputs, self.inputs :]))
+        if below and len(self.below):
+            copies.append((self.below, out[self.outputs :, : self.inputs]))
+        self._expand(out, copies)
         return out
 
-    def _expand(self, out: Tensor, source: Tensor | None, target: Tensor | None) -> None:
-        if not out.is_cuda:
-            _expand_plainly(self.packed, out[: self.outputs, : self.inputs])
-            if source is not None and target is not None:
-                target.copy_(source)
-            return
-        if self._expansion is None:
-            from peftcli.train.fast.triton_four_bit import Expansion
+    def _expand(self, out: Tensor, copies: list[Copy]) -> None:
+        if out.is_cuda:
+            if self._expansion is None:
+                from peftcli.train.fast.triton_four_bit import Expansion
 
-            self._expansion = Expansion(self.packed)
-        self._expansion.into(out, source, target)
+                self._expansion = Expansion(self.packed)
+            self._expansion.into(out, copies.pop() if copies else None)
+        else:
+            _expand_plainly(self.packed, out[: self.outputs, : self.inputs])
+        for source, target in copies:
+            target.copy_(source)
 
 
 class Expanded(Matrix):

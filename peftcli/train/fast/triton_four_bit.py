@@ -24,6 +24,7 @@ def _expand_kernel(
 ):  # fmt: skip
     program = tl.program_id(0)
     if program < programs:
+        # Of each weight: codes, their values, scales, `_parts`' last three; words, row, program.
         start = weights + tl.load(which + program) * 9
         packed = tl.load(start).to(tl.pointer_type(tl.int32))
         code = tl.load(start + 1).to(tl.pointer_type(tl.float32))
@@ -88,20 +89,18 @@ class Expansion:
         self._table = torch.tensor(table, dtype=torch.int64, device=device)
         self._which = torch.tensor(which, dtype=torch.int32, device=device)
 
-    def into(self, out: Tensor, source: Tensor | None, target: Tensor | None) -> None:
-        """Write the weights into `out`, and copy `source` to `target`, another part of its matrix.
+    def into(self, out: Tensor, copy: tuple[Tensor, Tensor] | None) -> None:
+        """Write the weights into `out`, and copy a matrix to its place in another part of `out`'s.
 
-        Rows may lie apart, those of `out` and `target` equally far.
+        Rows may lie apart, those of `out` and of that place equally far.
         """
         programs = len(self._which)
-        copied = 0 if source is None else triton.cdiv(source.numel(), 8 * WORDS)
-        here = out if source is None or target is None else target
-        rows, columns = (0, 1) if source is None else source.shape
+        source, target = copy or (out, out)  # which no program reads
+        copied = 0 if copy is None else triton.cdiv(source.numel(), 8 * WORDS)
         nested, blocksize, nested_size = self._kind
         _expand_kernel[(programs + copied,)](
             self._table, self._which, out, self.columns, out.stride(0), programs,
-            out if source is None else source, here, rows, columns,
-            1 if source is None else source.stride(0),
+            source, target, *source.shape, source.stride(0),
             NESTED=nested, BLOCKSIZE=blocksize, NESTED_SIZE=nested_size, WORDS=WORDS, num_warps=8,
         )  # fmt: skip
 

@@ -140,14 +140,14 @@ def test_four_bit_weights_expand_to_bitsandbytes_own_values(
     room = torch.full((129 + 7, 1024 + 24), torch.nan, dtype=dtype, device=DEVICE)
     right, below = room[:129, 1032:1037], room[130:133, :1024]
     target = {"right": right, "below": below, None: None}[copied]
-    source = None if target is None else made(len(target), 2048, dtype=dtype)
-    if source is not None and target is not None:
-        source = source[:, : target.shape[1]]
-    triton_four_bit.Expansion(weights).into(room[:129, :1024], source, target)
+    copy = None
+    if target is not None:
+        copy = made(len(target), 2048, dtype=dtype)[:, : target.shape[1]], target
+    triton_four_bit.Expansion(weights).into(room[:129, :1024], copy)
     torch.testing.assert_close(room[:129, :1024], wanted, rtol=4e-3 if CUDA else 1e-6, atol=1e-6)
-    if source is not None and target is not None:
-        assert torch.equal(target, source)
-        target.fill_(torch.nan)
+    if copy is not None:
+        assert torch.equal(*copy)
+        copy[1].fill_(torch.nan)
     room[:129, :1024] = torch.nan
     assert room.isnan().all()
 
@@ -164,7 +164,7 @@ def test_four_bit_codes_may_lie_in_any_dtype(storage: torch.dtype) -> None:
     weight = Params4bit(plain, quant_type="nf4", quant_storage=storage).to(DEVICE)
     assert weight.dtype == storage
     out = torch.full((40, 256), torch.nan, dtype=dtype, device=DEVICE)
-    triton_four_bit.Expansion([weight]).into(out, None, None)
+    triton_four_bit.Expansion([weight]).into(out, None)
     wanted = dequantize_4bit(weight.data, weight.quant_state)
     torch.testing.assert_close(out, wanted, rtol=4e-3 if CUDA else 1e-6, atol=1e-6)
 
