@@ -153,6 +153,19 @@ def test_method_problems(tmp_path: Path, line: str, message: str) -> None:
         ("training: {report_to: wandb}", "expected a list, found text `wandb`"),
         ("training: {report_to: [wand]}", "did you mean `wandb`?"),
         ("seed: -1", "r.yaml:6:1: seed: must be at least 0, found `-1`"),
+        # None of these may reach an estimate: it would count for hours, or tell the time of it.
+        (
+            "training: {batch_size: 1000000000000}",
+            "r.yaml:6:12: training.batch_size: must be at most 100000, found `1000000000000`",
+        ),
+        (
+            "training: {max_steps: 1000000000000}",
+            "r.yaml:6:12: training.max_steps: must be at most 1000000000, found `1000000000000`",
+        ),
+        (
+            "training: {epochs: 1.0e+30}",
+            "r.yaml:6:12: training.epochs: must be at most 1000000.0, found `1e+30`",
+        ),
     ],
 )
 def test_rules_between_keys(tmp_path: Path, addition: str, message: str) -> None:

@@ -109,7 +109,7 @@ def test_the_tables_hold_every_key_with_its_default() -> None:
         for key in model.model_fields:
             assert f"\n| `{key}` | " in text
     assert "| `rank` | whole number (>= 1, <= 4096) | `16` |" in text
-    assert "| `batch_size` | whole number (>= 1) | `16` | The effective batch" in text
+    assert "| `batch_size` | whole number (>= 1, <= 100000) | `16` | The effective batch" in text
     assert "| `train` |" in text
     for line in text.splitlines():
         if line.startswith("|"):

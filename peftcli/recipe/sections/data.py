@@ -81,7 +81,7 @@ class Data(Section):
     """Which tokens carry loss: every assistant turn, every token, or the last turn only."""
     chat_template: str | None = None
     """A template's name, a .jinja file, or the tokenizer's own when absent."""
-    max_length: int = Field(2048, ge=8)
+    max_length: int = Field(2048, ge=8, le=100_000_000)
     """The longest row in tokens."""
     too_long: Literal["auto", "error", "drop", "truncate", "split"] = "auto"
     """What happens to longer rows; `auto` splits plain text into pieces and truncates the rest."""

@@ -32,11 +32,11 @@ class Training(Section):
 
     learning_rate: float | None = Field(None, gt=0, le=10)
     """The peak learning rate; lora and qlora 2e-4, adapter 1e-4, full 1e-5 when absent."""
-    epochs: float = Field(3.0, gt=0)
+    epochs: float = Field(3.0, gt=0, le=1_000_000)
     """Passes over the training rows."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1, le=1_000_000_000)
     """Stop after this many optimizer steps, whatever `epochs` says."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(16, ge=1, le=100_000)
     """The effective batch: rows per optimizer step."""
     micro_batch_size: int | Literal["auto"] = "auto"
     """Rows per forward pass; `auto` is the most that fits and divides batch_size."""
