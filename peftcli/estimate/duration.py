@@ -22,6 +22,8 @@ LOAD_BYTES_PER_SECOND = 1.0e9
 HOST_BYTES_PER_SECOND = 25e9
 """Between GPU and pinned host memory, each way: PCIe 4.0 x16 as it is usually measured. Not yet
 measured here; cards with eight lanes (RTX 4060 Ti) or PCIe 3.0 (T4) have half of it."""
+COPIES_BAND = (0.5, 2.0)
+"""Of the seconds that such copies take: PCIe 5.0 has twice the rate, half of the lanes half."""
 SETUP_SECONDS = 30.0  # imports, tokenising, the first step's warm-up
 SMALL_HEADS, SMALL_HEADS_SHARE = 64, 0.68
 """Heads up to this size reach so much of what heads of 128 do: as many exponentials come with half
@@ -37,6 +39,9 @@ BANDS: dict[Speed, tuple[float, float]] = {  # of the likely seconds
 HOST_BAND = (0.75, 2.0)
 """The same of what the CPU needs to start kernels. One and the same step took 0.084 and 0.042 s in
 two processes of a machine that had just started, another 0.20, 0.19 and 0.30 s in three."""
+Shares = tuple[float, float, float]
+"""What GPU, CPU and copies between them need of what they are expected to."""
+AS_EXPECTED: Shares = (1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +95,7 @@ def duration(
     likely = setup + steps * step
     low, high = (
         setup + steps * step_seconds(plan, gpu, lengths, shares)
-        for shares in zip(BANDS[gpu.speed], HOST_BAND, strict=True)
+        for shares in zip(BANDS[gpu.speed], HOST_BAND, COPIES_BAND, strict=True)
     )
     cost = None
     if prices is not None:
@@ -103,29 +108,23 @@ def duration(
     )
 
 
-def step_seconds(
-    plan: Plan, gpu: Gpu, lengths: Lengths, shares: tuple[float, float] = (1.0, 1.0)
-) -> float:
-    """One optimizer step: its micro-batches, and the update of the trained values.
-
-    `shares` are what GPU and CPU need of what they are expected to.
-    """
+def step_seconds(plan: Plan, gpu: Gpu, lengths: Lengths, shares: Shares = AS_EXPECTED) -> float:
+    """One optimizer step: its micro-batches, and the update of the trained values."""
     held = weights(plan)
     moved = 3 * (held.gradients + held.states + held.paged)
     if plan.optimizer == "adafactor":
         moved = ADAFACTOR_PASSES * held.gradients
-    update = moved / (gpu.bandwidth_gb_s * 1e9)
-    update *= shares[0]
+    update = shares[0] * moved / (gpu.bandwidth_gb_s * 1e9)
     return plan.accumulation * micro_batch_seconds(plan, gpu, lengths, shares) + update
 
 
 def micro_batch_seconds(
-    plan: Plan, gpu: Gpu, lengths: Lengths, shares: tuple[float, float] = (1.0, 1.0)
+    plan: Plan, gpu: Gpu, lengths: Lengths, shares: Shares = AS_EXPECTED
 ) -> float:
     """Forward and backward pass of one micro-batch of rows."""
     seconds = max(shares[0] * _gpu_seconds(plan, gpu, lengths), shares[1] * _floor_seconds(plan))
     carried = host_bytes(plan) * plan.micro_batch * lengths.computed(plan) / plan.tokens
-    return seconds + _waiting(seconds, carried)
+    return seconds + _waiting(seconds, shares[2] * carried / HOST_BYTES_PER_SECOND)
 
 
 def _gpu_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
@@ -147,12 +146,11 @@ def _gpu_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
     return tokens * each + expanded + launches
 
 
-def _waiting(seconds: float, carried: float) -> float:
-    """What copies to host memory and back, of so many bytes each, take beyond the computation.
+def _waiting(seconds: float, copying: float) -> float:
+    """What copies to host memory and back, of so many seconds each, take beyond the computation.
 
     A third of it is the forward pass, beside which they go; they come back beside the rest.
     """
-    copying = carried / HOST_BYTES_PER_SECOND
     return max(0.0, copying - seconds / 3) + max(0.0, copying - seconds * 2 / 3)
 
 

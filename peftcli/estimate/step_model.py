@@ -101,7 +101,8 @@ class StepModel:
     """Per layer and pass (forward, again, backward), beside what the GPU computes."""
     floor_seconds: float = 0.0021
     """Per layer and pass: what a CPU needs to start the kernels, however little they do. From short
-    steps of one pass over the grid on a machine with an H200, 2026-11-26; others differ."""
+    steps of one pass over the grid on a machine with an H200, 2026-11-26; others differ. No run of
+    the grid in fp8 is that short: its own was not measured."""
     floor_again: float = 0.001
     """What checkpointing adds to that, per layer that is computed again."""
     floor_quantised: float = 0.0004

@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 from estimate_plans import low_rank
 
-from peftcli.estimate.duration import HOST_BYTES_PER_SECOND, Lengths, micro_batch_seconds
+from peftcli.estimate.duration import (
+    HOST_BYTES_PER_SECOND,
+    Lengths,
+    duration,
+    micro_batch_seconds,
+)
 from peftcli.estimate.fit import candidates, choose, modes, need, verdict
 from peftcli.estimate.gpus import GIB, Gpu, find_gpu
 from peftcli.estimate.memory import host_bytes, training_peak
@@ -112,6 +117,21 @@ def test_copies_that_are_slower_than_the_layers_are_waited_for() -> None:
     copying = host_bytes(one.checkpointed("offload")) / HOST_BYTES_PER_SECOND
     assert offload == pytest.approx(2 * copying)
     assert offload > 10 * full
+
+
+def test_the_range_holds_copies_at_half_and_twice_their_rate() -> None:
+    plan = low_rank("llama-3.2-1b", step=FUSED_LORA, length=8192).checkpointed("offload")
+    fast = replace(find_gpu("h100"), tflops=1e6, bandwidth_gb_s=1e6)
+    unhindered = {"floor_seconds": 0.0, "floor_again": 0.0, "launch_seconds": 0.0}
+    plan = replace(plan, step=replace(plan.step, **unhindered))
+    steps = 10**6  # the start counts for nothing
+    found = duration(plan, fast, steps, Lengths(8192, 8192))
+    assert found is not None
+    copying = host_bytes(plan) / HOST_BYTES_PER_SECOND
+    least, likely, most = (seconds / steps for seconds in found.seconds)
+    assert likely == pytest.approx(2 * copying, rel=0.01)
+    assert least == pytest.approx(copying, rel=0.1)
+    assert most == pytest.approx(4 * copying, rel=0.01)
 
 
 def test_a_card_of_24_gib_holds_a_long_row_of_an_8b() -> None:
