@@ -27,8 +27,8 @@ COPIES_BAND = (0.5, 2.0)
 SETUP_SECONDS = 30.0  # imports, tokenising, the first step's warm-up
 SMALL_HEADS, SMALL_HEADS_SHARE = 64, 0.68
 """Heads up to this size reach so much of what heads of 128 do: as many exponentials come with half
-the products. Between what two runs of the grid that are not held out took, Llama-3.2-1B with rows
-of 8,192 tokens (0.75) and with packed ones of 4,096 (0.52)."""
+the products. Near what runs of the grid that are not held out took, Llama-3.2-1B with rows of 8,192
+tokens (0.66 twice); packed rows, of which attention is a small part, say 0.37 and 0.43."""
 ADAFACTOR_PASSES = 21
 """Times that transformers' Adafactor reads or writes something as large as a weight."""
 BANDS: dict[Speed, tuple[float, float]] = {  # of the likely seconds
