@@ -28,7 +28,7 @@ def train(
         bool, typer.Option("--overwrite", help="Replace the run in the output folder.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Resume although something changed.")
+        bool, typer.Option("--force", help="Go on though something changed, or cannot fit.")
     ] = False,
     offline: Offline = False,
     push_to_hub: Annotated[
