@@ -61,7 +61,10 @@ def forget_settings() -> None:
         return
     from bitsandbytes.optim import GlobalOptimManager
 
-    GlobalOptimManager.get_instance().module_weight_config_triple.clear()
+    manager = GlobalOptimManager.get_instance()
+    manager.module_weight_config_triple.clear()
+    manager.pid2config.clear()  # by `id`, which another parameter may have by now
+    manager.index2config.clear()  # by the place among an optimizer's parameters
 
 
 def _with_settings_of_their_own() -> set[int]:

@@ -126,6 +126,14 @@ def test_settings_of_single_parameters_are_heeded(waits: list[torch.Tensor]) -> 
     forget_settings()
 
 
+def test_settings_of_an_earlier_optimizer_are_gone() -> None:
+    """bitsandbytes keeps them by the place and the `id` of a parameter."""
+    Steps(AdamW8bit, ours=False, settings=True).take()
+    steps = Steps(AdamW8bit, ours=False)
+    steps.take()
+    assert steps.inner.state[steps.model[1].weight]["state1"].dtype == torch.uint8
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_and_loaded_states_go_on(
     kind: Any, waits: list[torch.Tensor], tmp_path: Path
