@@ -71,6 +71,8 @@ class Duration:
 
     seconds: tuple[float, float, float]
     step_seconds: float
+    step_range: tuple[float, float]
+    """Least and most seconds of a step."""
     tokens_per_second: float
     """Real tokens, padding not counted."""
     cost_usd: tuple[float, float] | None
@@ -93,16 +95,18 @@ def duration(
     step = step_seconds(plan, gpu, lengths)
     setup = SETUP_SECONDS + weights(plan).base() / LOAD_BYTES_PER_SECOND
     likely = setup + steps * step
-    low, high = (
-        setup + steps * step_seconds(plan, gpu, lengths, shares)
+    least, most = (
+        step_seconds(plan, gpu, lengths, shares)
         for shares in zip(BANDS[gpu.speed], HOST_BAND, COPIES_BAND, strict=True)
     )
+    low, high = setup + steps * least, setup + steps * most
     cost = None
     if prices is not None:
         cost = (low / 3600 * prices[0], high / 3600 * prices[1])
     return Duration(
         seconds=(low, likely, high),
         step_seconds=step,
+        step_range=(least, most),
         tokens_per_second=plan.batch * lengths.mean / step,
         cost_usd=cost,
     )

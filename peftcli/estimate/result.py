@@ -105,6 +105,8 @@ class TimeEstimate:
     """A step, and the run from start to end where the number of steps is known."""
 
     step_seconds: float
+    low_step_seconds: float
+    high_step_seconds: float
     tokens_per_second: float
     speed: str
     """Where the card's efficiency comes from: measured, published, or its data sheet."""

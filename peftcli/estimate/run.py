@@ -196,9 +196,13 @@ def _time(
     found = duration(plan, gpu, steps or 1, lengths, prices)
     if found is None:
         return None
-    step = TimeEstimate(found.step_seconds, found.tokens_per_second, gpu.speed)
+    step = TimeEstimate(found.step_seconds, *found.step_range, found.tokens_per_second, gpu.speed)
     if prices:
-        low, high = (each * 1e6 / 3600 / found.tokens_per_second for each in prices)
+        tokens = found.tokens_per_second * found.step_seconds
+        low, high = (
+            hourly * 1e6 / 3600 * seconds / tokens
+            for hourly, seconds in zip(prices, found.step_range, strict=True)
+        )
         step = replace(step, low_usd_per_million_tokens=low, high_usd_per_million_tokens=high)
     if steps is None:
         return step

@@ -178,7 +178,8 @@ def _run(time: TimeEstimate) -> str:
     if time.steps is None:
         low, high = time.low_usd_per_million_tokens, time.high_usd_per_million_tokens
         million = f", {_dollars(low, high)} USD a million tokens" if low and high else ""
-        return f"{time.step_seconds:.2f} s a step ({rate}{million})"
+        span = f"{time.low_step_seconds:.2f} to {time.high_step_seconds:.2f}"
+        return f"{time.step_seconds:.2f} s a step, {span} ({rate}{million})"
     money = f", {cost(time)} USD" if time.low_cost_usd is not None else ""
     return (
         f"{time.steps:,} steps of {time.step_seconds:.2f} s: {hours(time.low_seconds)} to "

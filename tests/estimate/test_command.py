@@ -209,10 +209,13 @@ def test_the_longest_row_is_one_that_the_model_has_positions_for(model: Path) ->
 def test_a_price_is_told_of_tokens_where_nobody_knows_the_rows(model: Path) -> None:
     arguments = ("--model", str(model), "--gpu", "h100", "--price", "3.6")
     time = json.loads(estimate(*arguments, "--json").stdout)["time"]
-    each = 1000 / time["tokens_per_second"]
-    assert time["low_usd_per_million_tokens"] == pytest.approx(each)
+    least, likely, most = (time[f"{x}step_seconds"] for x in ("low_", "", "high_"))
+    assert least < likely < most
+    low, high = (1000 / time["tokens_per_second"] * x / likely for x in (least, most))
+    assert time["low_usd_per_million_tokens"] == pytest.approx(low)
     shown = estimate(*arguments).stdout
-    assert f"{each:.2g} USD a million tokens" in shown
+    assert f"{low:.2g} to {high:.2g} USD a million tokens" in shown
+    assert f"{likely:.2f} s a step, {least:.2f} to {most:.2f}" in shown
     assert "training.max_steps" in shown
     assert "max_steps" not in estimate(*arguments, "--set", "training.max_steps=9").stdout
 
