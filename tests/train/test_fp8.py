@@ -276,6 +276,6 @@ def test_a_run_on_a_gpu_ends_where_the_twin_ends(tmp_path: Path) -> None:
     run(recipe(tmp_path / "gpu", training=on_gpu), Options(), events.append)
     wide: list[Event] = []
     run(recipe(tmp_path / "wide", None, training=on_gpu), Options(), wide.append)
-    assert held_out(events)[-1] == pytest.approx(held_out(wide)[-1], rel=0.05)
+    assert held_out(events)[-1] == pytest.approx(held_out(wide)[-1], rel=0.03)
     tensors = load_file(tmp_path / "gpu" / "adapter" / "adapter_model.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
