@@ -27,6 +27,13 @@ def mark(device: torch.device) -> Mark:
     return Mark(handed, event)
 
 
+def seconds_between(one: Mark, other: Mark) -> float:
+    """The device's seconds from one point to a later one; it must be past both."""
+    if one.event is None or other.event is None:
+        return other.handed - one.handed
+    return float(one.event.elapsed_time(other.event)) / 1000
+
+
 class StepClock:
     """Tells the monitor when the step had ended whose figures the trainer logs.
 
@@ -54,8 +61,8 @@ class StepClock:
         elif before is None or before.event is None:
             self._ended = now
         else:
-            took = before.event.elapsed_time(point.event) / 1000
-            self._ended = max(point.handed, min(now, self._ended + took))
+            ended = self._ended + seconds_between(before, point)
+            self._ended = max(point.handed, min(now, ended))
         self._last, self._untold = point, True
 
     def take(self) -> float:

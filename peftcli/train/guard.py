@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, AdamW, Optimizer
-
-from peftcli.train.unwaiting import from_bitsandbytes
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 
 class Guard:
     """Keeps a loss or gradient that is not finite from the parameters, in this step and all later.
 
-    A fused AdamW's kernel reads the verdict on the device: parameters, moments and step counter
-    stay as they are, bit for bit. bitsandbytes' kernels read none. Their gradients become zero:
+    The kernels of a fused AdamW or SGD read the verdict on the device: parameters, moments and step
+    counter stay as they are, bit for bit. Other optimizers read none. Their gradients become zero:
     parameters and moments stay finite, though momentum and weight decay move them. Nothing of that
     is kept: the host reads the figures of each step before it evaluates, saves or publishes
     anything, one step late at most; then the run fails, and leaves its last checkpoint.
@@ -27,11 +25,6 @@ class Guard:
             optimizer.found_inf = self._left_out  # type: ignore[attr-defined]
         else:
             self._emptied = [p for group in optimizer.param_groups for p in group["params"]]
-
-    @staticmethod
-    def fits(optimizer: Optimizer) -> bool:
-        """Whether it works with the optimizer; the others are looked at before they step."""
-        return _obeys(optimizer) or from_bitsandbytes(optimizer)
 
     def judge(self, loss: Tensor, norm: Tensor) -> None:
         """Decide about the step that comes next; does not wait for the figures (scalars).
@@ -52,5 +45,5 @@ class Guard:
 
 def _obeys(optimizer: Optimizer) -> bool:
     """Whether the optimizer itself leaves a step out."""
-    adam = isinstance(optimizer, Adam | AdamW)
-    return adam and all(group["fused"] for group in optimizer.param_groups)
+    able = isinstance(optimizer, Adam | AdamW | SGD)
+    return able and all(group["fused"] for group in optimizer.param_groups)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import statistics
 import tempfile
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from peftcli.run_dir import RunDir
 from peftcli.train import backward
 from peftcli.train.attempt import health_of
 from peftcli.train.build import LoadBase, build_trainer, load_model
+from peftcli.train.clock import Mark, mark, seconds_between
 from peftcli.train.fast.four_bit import forget_room
 from peftcli.train.fast.fp8 import forget_turned
 from peftcli.train.fast.host import forget_pinned
@@ -51,7 +53,7 @@ from peftcli.train.trainer import RecipeTrainer
 
 @dataclass(frozen=True)
 class Measured:
-    """Peaks and sizes in GiB, None where there is no GPU; seconds of a step after the first."""
+    """Peaks and sizes in GiB, None where there is no GPU; the median step after the first."""
 
     device: str
     steps: int
@@ -77,37 +79,42 @@ class Measured:
 
 @dataclass
 class _Counter(TrainerCallback):  # type: ignore[misc]
-    """Times the steps after the first, and keeps the trainer from saving or evaluating.
+    """Times the steps, and keeps the trainer from saving or evaluating.
 
-    It waits for the GPU after the first step and after the last only: in between the host goes
+    It waits for the GPU before the first step and after the last only: in between the host goes
     ahead, as it does in a run.
     """
 
     device: Device
     last: int
-    steps: int = 0
-    seconds: float = 0.0
-    """Of the steps after the first; of the first, if there is no other."""
     loss: float = 0.0
-    _began: float = 0.0
+    _marks: list[Mark] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """How many were made."""
+        return max(0, len(self._marks) - 1)
+
+    @property
+    def seconds(self) -> float:
+        """The median of the steps after the first; the first, if there is no other."""
+        each = [seconds_between(one, other) for one, other in pairwise(self._marks)]
+        return statistics.median(each[1:] or each or [0.0])
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if self.steps > 1:
-            return
-        synchronize(self.device)
-        if not self.steps:
+        if not self._marks:
+            synchronize(self.device)
             reset_peaks(self.device)
-        self._began = time.perf_counter()
+            self._marks.append(mark(args.device))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.steps += 1
+        self._marks.append(mark(args.device))
         if self.steps == self.last:
             synchronize(self.device)
-            self.seconds = time.perf_counter() - self._began
         control.should_save = control.should_evaluate = False
 
     def on_log(
@@ -190,7 +197,7 @@ def _measured(
     return Measured(
         device=counter.device.name,
         steps=counter.steps,
-        step_seconds=counter.seconds / max(1, counter.steps - 1),
+        step_seconds=counter.seconds,
         loss=counter.loss,
         loading_gib=load_peak,
         base_gib=base,

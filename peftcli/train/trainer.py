@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+)
 from trl import SFTConfig
 
 from peftcli.train import backward
@@ -91,9 +96,17 @@ class RecipeTrainer(EvaluatingTrainer):
             without_waits(optimizer)
         self._stepped = [p for group in optimizer.param_groups for p in group["params"]]
         stops = self._health.on_nonfinite == "stop" and not self._health.scaled
-        if self.late and stops and Guard.fits(optimizer):
+        if self.late and stops:
             self._guard = Guard(optimizer, self.args.device)
         return optimizer
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(
+        args: TrainingArguments, model: PreTrainedModel | None = None
+    ) -> tuple[Any, Any]:
+        """transformers' choice; SGD in one launch, for which AdamW has a name of its own."""
+        kind, options = EvaluatingTrainer.get_optimizer_cls_and_kwargs(args, model)
+        return kind, options | ({"fused": True} if kind is torch.optim.SGD else {})
 
     def _zero_grad(self, set_to_none: bool = True) -> None:
         for parameter in self._trained:
