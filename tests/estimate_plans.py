@@ -73,7 +73,7 @@ def low_rank(name: str, *, rank: int = 16, targets: Any = "all-linear", **change
         trainable=sum(x.count * rank * (x.inputs + x.outputs) for x in chosen),
         targets=chosen,
         rank=rank,
-        optimizer="adamw_torch",
+        optimizer="adamw_torch_fused",
         batch=changes.get("micro_batch", 1),
     )
     return stepped(replace(plan, **changes), changes)

@@ -10,10 +10,12 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from peftcli.architecture.config import Linear
 from peftcli.estimate.gpus import Gpu, Speed
 from peftcli.estimate.layer import first_kept, kept_layers, kept_per_token
 from peftcli.estimate.memory import host_bytes
 from peftcli.estimate.plan import Plan
+from peftcli.estimate.updating import host_seconds, update_seconds
 from peftcli.estimate.weights import weights
 from peftcli.estimate.widths import stream_norms
 
@@ -29,8 +31,6 @@ SMALL_HEADS, SMALL_HEADS_SHARE = 64, 0.68
 """Heads up to this size reach so much of what heads of 128 do: as many exponentials come with half
 the products. Near what runs of the grid that are not held out took, Llama-3.2-1B with rows of 8,192
 tokens (0.66 twice); packed rows, of which attention is a small part, say 0.37 and 0.43."""
-ADAFACTOR_PASSES = 21
-"""Times that transformers' Adafactor reads or writes something as large as a weight."""
 BANDS: dict[Speed, tuple[float, float]] = {  # of the likely seconds
     "measured": (0.83, 1.25),
     "published": (0.75, 1.35),
@@ -114,19 +114,24 @@ def duration(
 
 def step_seconds(plan: Plan, gpu: Gpu, lengths: Lengths, shares: Shares = AS_EXPECTED) -> float:
     """One optimizer step: its micro-batches, and the update of the trained values."""
-    held = weights(plan)
-    moved = 3 * (held.gradients + held.states + held.paged)
-    if plan.optimizer == "adafactor":
-        moved = ADAFACTOR_PASSES * held.gradients
-    update = shares[0] * moved / (gpu.bandwidth_gb_s * 1e9)
-    return plan.accumulation * micro_batch_seconds(plan, gpu, lengths, shares) + update
+    parts = plan.accumulation
+    update = update_seconds(plan, gpu) / parts, host_seconds(plan) / parts
+    return parts * micro_batch_seconds(plan, gpu, lengths, shares, update)
 
 
 def micro_batch_seconds(
-    plan: Plan, gpu: Gpu, lengths: Lengths, shares: Shares = AS_EXPECTED
+    plan: Plan,
+    gpu: Gpu,
+    lengths: Lengths,
+    shares: Shares = AS_EXPECTED,
+    update: tuple[float, float] = (0.0, 0.0),
 ) -> float:
-    """Forward and backward pass of one micro-batch of rows."""
-    seconds = max(shares[0] * _gpu_seconds(plan, gpu, lengths), shares[1] * _floor_seconds(plan))
+    """Forward and backward pass of one micro-batch of rows, and its part of the step's update.
+
+    That is in seconds of GPU and CPU, of which the one that needs longer is waited for.
+    """
+    on_gpu = shares[0] * (_gpu_seconds(plan, gpu, lengths) + update[0])
+    seconds = max(on_gpu, shares[1] * (_floor_seconds(plan) + update[1]))
     carried = host_bytes(plan) * plan.micro_batch * lengths.computed(plan) / plan.tokens
     return seconds + _waiting(seconds, shares[2] * carried / HOST_BYTES_PER_SECOND)
 
@@ -139,15 +144,16 @@ def _gpu_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
     rate = gpu.tflops * 1e12 * gpu.attained
     bandwidth = gpu.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE
     again = 1.0 + 0.4 * plan.again / plan.architecture.layers
-    moved = again * plan.step.traffic * _kept(plan) / bandwidth
+    moved = again * _traffic(plan) * _kept(plan) / bandwidth
     expanded = passes(plan) * 2.5 * weights(plan).elements / min(bandwidth, plan.step.expansion)
     launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
+    weighed = plan.step.weight_traffic * _weighed(plan) * forward_passes(plan) / bandwidth
     saved = _layer_flops(plan) * (1 - 1 / plan.step.products_speed)
     attended = rate * plan.step.attention_share
     if plan.architecture.head_size <= SMALL_HEADS:
         attended *= SMALL_HEADS_SHARE
     each = (products - saved) / rate + attention / attended + moved
-    return tokens * each + expanded + launches
+    return tokens * each + expanded + weighed + launches
 
 
 def _waiting(seconds: float, copying: float) -> float:
@@ -159,6 +165,16 @@ def _waiting(seconds: float, copying: float) -> float:
 
 
 @lru_cache(1024)
+def _traffic(plan: Plan) -> float:
+    """How often each kept byte is moved; less often where few linears have factors."""
+    if not plan.rank:
+        return plan.step.traffic
+    every = sum(x.count * (x.inputs + x.outputs) for x in _linears(plan))
+    adapted = sum(x.count * (x.inputs + x.outputs) for x in plan.targets if x.kind != "head")
+    return plan.step.traffic - plan.step.factor_traffic * max(0.0, 1 - adapted / every)
+
+
+@lru_cache(1024)
 def _kept(plan: Plan) -> float:
     """Bytes per token that all layers keep."""
     return sum(kind.layers * kept_per_token(own, kind) for own, kind in kept_layers(plan))
@@ -167,15 +183,28 @@ def _kept(plan: Plan) -> float:
 def _floor_seconds(plan: Plan) -> float:
     """What the CPU needs for the kernels of one micro-batch."""
     step = plan.step
-    each = step.floor_seconds + step.floor_magnitudes * plan.magnitudes
-    each += step.floor_quantised * bool(weights(plan).elements)
+    each = step.floor_seconds + step.floor_quantised * bool(weights(plan).elements)
     more = (stream_norms(plan.architecture) + 2) / 4  # Gemma's four norms, and what is around them
-    return each * more * passes(plan) * plan.architecture.layers + step.floor_again * plan.again
+    seconds = each * more * passes(plan) * plan.architecture.layers + step.floor_again * plan.again
+    if plan.magnitudes:
+        weighed = sum(x.count for x in plan.targets) * forward_passes(plan)
+        seconds += step.floor_magnitude * weighed
+    return seconds
+
+
+def _weighed(plan: Plan) -> int:
+    """Weights whose rows are measured in each forward pass, with DoRA."""
+    return sum(x.count * x.weights for x in plan.targets) if plan.magnitudes else 0
 
 
 def passes(plan: Plan) -> float:
     """Passes over the layers: forward, again with checkpointing, backward."""
-    return 2 + plan.again / plan.architecture.layers
+    return 1 + forward_passes(plan)
+
+
+def forward_passes(plan: Plan) -> float:
+    """Those of them that go forward."""
+    return 1 + plan.again / plan.architecture.layers
 
 
 def flops_per_token(plan: Plan, tokens_per_row: float) -> tuple[float, float]:
@@ -212,8 +241,7 @@ def _layer_flops(plan: Plan) -> float:
 
     Layers below the lowest adapter run forward only.
     """
-    architecture = plan.architecture
-    linears = [x for x in architecture.linears if x.kind not in ("head", "vision")]
+    architecture, linears = plan.architecture, _linears(plan)
     body = sum(x.count * x.weights for x in linears)
     body += sum(e.parameters() // e.count * e.active for e in architecture.experts)
     below = first_kept(plan) / architecture.layers
@@ -221,6 +249,11 @@ def _layer_flops(plan: Plan) -> float:
     if not plan.step.last_again:
         body -= sum(x.count * x.weights for x in linears if x.suffix == "down_proj")
     return passes + 2 * body * _computed_again(plan) / architecture.layers
+
+
+def _linears(plan: Plan) -> list[Linear]:
+    """Those of the layers."""
+    return [x for x in plan.architecture.linears if x.kind not in ("head", "vision")]
 
 
 def _computed_again(plan: Plan) -> int:

@@ -260,7 +260,10 @@ def _embedding_gradient(plan: Plan) -> tuple[Part, ...]:
 
 
 def _update(plan: Plan) -> tuple[Part, ...]:
-    """What transformers' Adafactor makes for the largest weight while it steps."""
+    """What an optimizer makes while it steps: transformers' Adafactor for the largest weight."""
+    if plan.optimizer == "adamw_torch":
+        size = weights(plan).gradients
+        return (Part("roots of the second moments", size, "of all values at once"),)
     if plan.optimizer != "adafactor" or not plan.trains_base:
         return ()
     size = 2.0 * plan.adapter_bytes * _largest(plan)

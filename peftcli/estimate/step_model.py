@@ -95,20 +95,23 @@ class StepModel:
     """16-bit copies of float32 base weights that the backward pass needs, per weight."""
     traffic: float = 18.0
     """How often each kept byte is moved in element-wise work: time, not memory."""
+    factor_traffic: float = 0.0
+    """Of that, what products with the factors move, if all linears have some."""
+    weight_traffic: float = 0.0
+    """Bytes moved for each weight that DoRA measures, in each forward pass: time, not memory."""
     expansion: float = 853e9
     """Bytes per second at which 4-bit weights are expanded, on an H200."""
     launch_seconds: float = 0.0014
     """Per layer and pass (forward, again, backward), beside what the GPU computes."""
-    floor_seconds: float = 0.0021
+    floor_seconds: float = 0.00176
     """Per layer and pass: what a CPU needs to start the kernels, however little they do. From short
-    steps of one pass over the grid on a machine with an H200, 2026-11-26; others differ. No run of
-    the grid in fp8 is that short: its own was not measured."""
-    floor_again: float = 0.001
+    steps of the grid on a machine with an H200, 2026-11-26; others differ."""
+    floor_again: float = 0.00065
     """What checkpointing adds to that, per layer that is computed again."""
-    floor_quantised: float = 0.0004
-    floor_magnitudes: float = 0.0047
-    """What expanding 4-bit weights and DoRA add, per layer and pass. DoRA's was
-    lowered with a held-out run in view, that of fused 4-bit layers found beside one."""
+    floor_quantised: float = 0.001
+    """What expanding 4-bit weights adds, per layer and pass."""
+    floor_magnitude: float = 0.00058
+    """What DoRA adds, per adapted linear and forward pass."""
     attention_share: float = 0.63
     """Of what matrix products attain, with heads of 128; 445 of 700 TFLOP/s on an H200."""
     products_speed: float = 1.0
@@ -132,7 +135,16 @@ TRL_QLORA = replace(
 TRL_QLORA_DROPOUT = replace(
     TRL_LORA, name=f"{TRL_QLORA.name}, with dropout", peak_mlp=2.0, peak_hidden=10.0
 )
-TRL_DORA = replace(TRL_LORA, name="TRL, DoRA", peak_mlp=14.0, peak_counted=0.0, peak_hidden=-2.0)
+TRL_DORA = replace(
+    TRL_LORA,
+    name="TRL, DoRA",
+    peak_mlp=14.0,
+    peak_counted=0.0,
+    peak_hidden=-2.0,
+    traffic=38.0,
+    weight_traffic=88.0,
+    launch_seconds=0.0006,
+)
 TRL_DORA_QUANTIZED = replace(
     TRL_DORA,
     name="TRL, DoRA on a 4-bit base",
@@ -141,8 +153,8 @@ TRL_DORA_QUANTIZED = replace(
     float32_outputs=True,
     stream=4.0,
     peak_mlp=10.0,
-    traffic=15.0,
-    floor_quantised=0.0012,
+    traffic=27.0,
+    floor_quantised=0.0018,
 )
 TRL_BOTTLENECK = replace(
     TRL_LORA,
@@ -156,7 +168,7 @@ TRL_FULL = replace(
     TRL_LORA,
     name="TRL, full fine-tuning in 16 bits",
     launch_seconds=0.0001,
-    floor_seconds=0.0022,
+    floor_seconds=0.00178,
     kept_query_norm=6.0,
     kept_other=8.0,
     peak_mlp=4.0,
@@ -201,10 +213,11 @@ FUSED_LORA = StepModel(
     adapter_copies=0.0,
     in_groups=True,
     traffic=14.0,
+    factor_traffic=7.7,
     expansion=2.5e12,
     launch_seconds=0.0001,
-    floor_seconds=0.0012,
-    floor_quantised=0.00015,
+    floor_seconds=0.00113,
+    floor_quantised=0.00025,
     attention_share=1.0,
 )
 FUSED_FP8 = replace(
@@ -215,7 +228,7 @@ FUSED_FP8 = replace(
     mlp_parts=None,
     traffic=16.0,
     products_speed=1.7,
-    floor_seconds=0.0015,
+    floor_seconds=0.00142,
     floor_quantised=0.0,
 )
 FUSED_BOTTLENECK = replace(

@@ -16,6 +16,8 @@ from peftcli.estimate.duration import (
 )
 from peftcli.estimate.gpus import find_gpu, unknown_gpu
 from peftcli.estimate.plan import Plan
+from peftcli.estimate.step_model import FUSED_LORA, TRL_DORA
+from peftcli.estimate.updating import TENSOR_SECONDS, update_seconds
 
 NAME = "llama-3.1-8b"
 BODY = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
@@ -101,11 +103,59 @@ def test_cost_follows_the_price() -> None:
 def test_a_card_that_was_measured_has_a_narrower_range() -> None:
     ranges = []
     for name in ("h200", "a100", "4090"):
-        found = duration(quantized(NAME), find_gpu(name), 1000, Lengths(2048, 2048))
+        plan = quantized(NAME, step=FUSED_LORA)
+        found = duration(plan, find_gpu(name), 1000, Lengths(2048, 2048))
         assert found is not None
         ranges.append(found.seconds[2] / found.seconds[0])
     assert ranges == sorted(ranges)
     assert ranges[0] < 1.5
+
+
+def test_dora_measures_the_weights_that_it_adapts() -> None:
+    """With few tokens the GPU's time is that of the weights, in each forward pass."""
+    gpu = replace(find_gpu("h200"), tflops=1e6)
+    idle = {"floor_seconds": 0.0, "floor_again": 0.0, "floor_magnitude": 0.0, "launch_seconds": 0.0}
+    plan = low_rank(NAME, magnitudes=True, length=1, step=replace(TRL_DORA, **idle))
+    once = micro_batch_seconds(plan, gpu, even(plan))
+    bandwidth = gpu.bandwidth_gb_s * 1e9
+    assert once == pytest.approx(TRL_DORA.weight_traffic * BODY / bandwidth, rel=0.01)
+    twice = micro_batch_seconds(replace(plan, checkpointing=True), gpu, even(plan))
+    assert twice == pytest.approx(2 * once, rel=0.01)
+
+
+def test_an_optimizer_that_goes_through_its_tensors_keeps_the_cpu_busy() -> None:
+    """But nobody waits for that where the GPU has enough to do."""
+    short = low_rank(NAME, length=16, step=FUSED_LORA)
+    tensors = 2 * 7 * 32
+    found = {}
+    for rows in (1, 1024):
+        for name in ("adamw_torch_fused", "adafactor"):
+            plan = replace(short, micro_batch=rows, batch=rows, optimizer=name)
+            found[rows, name] = step_seconds(plan, find_gpu("h200"), even(plan))
+    more = found[1, "adafactor"] - found[1, "adamw_torch_fused"]
+    assert more == pytest.approx(tensors * TENSOR_SECONDS["adafactor"])
+    assert found[1024, "adafactor"] == pytest.approx(found[1024, "adamw_torch_fused"], rel=0.01)
+
+
+def test_the_update_counts_once_a_step_however_many_micro_batches_it_has() -> None:
+    gpu = find_gpu("h200")
+    one = full("llama-3.2-1b", micro_batch=4, batch=4)
+    two = replace(one, batch=8)
+    passes = micro_batch_seconds(one, gpu, even(one))
+    for plan, parts in ((one, 1), (two, 2)):
+        spent = step_seconds(plan, gpu, even(plan))
+        assert spent == pytest.approx(parts * passes + update_seconds(plan, gpu))
+
+
+def test_few_adapted_linears_move_less() -> None:
+    gpu = find_gpu("h200")
+    all_of_them = low_rank(NAME, micro_batch=4, step=FUSED_LORA)
+    chosen = [x for x in all_of_them.targets if x.suffix in ("q_proj", "v_proj")]
+    few = replace(all_of_them, targets=tuple(chosen))
+    same = replace(few, step=replace(FUSED_LORA, factor_traffic=0.0))
+    seconds = [micro_batch_seconds(x, gpu, even(x)) for x in (all_of_them, same, few)]
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[2] < 0.95 * seconds[0]
 
 
 def test_nothing_is_said_about_an_unknown_card() -> None:

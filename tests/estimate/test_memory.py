@@ -179,3 +179,15 @@ def test_more_tokens_never_need_less(
     assert training_peak(replace(plan, length=length + 1)).size >= peak
     assert training_peak(replace(plan, batch=8)).size >= peak
     assert peak > weights(plan).base()
+
+
+def test_unfused_adamw_makes_the_roots_of_all_second_moments_at_once() -> None:
+    plan = full("llama-3.2-1b", checkpointing=True)
+    fused, plain = (
+        training_peak(replace(plan, optimizer=name))
+        for name in ("adamw_torch_fused", "adamw_torch")
+    )
+    assert plain.moment == "optimizer step"
+    kinds = {part.name: part.size for part in plain.parts}
+    assert kinds["roots of the second moments"] == weights(plan).gradients
+    assert plain.size > fused.size
