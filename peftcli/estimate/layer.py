@@ -87,11 +87,11 @@ def kept_tensors(plan: Plan, widths: Widths) -> dict[str, float]:
     The one description of a layer's activations: all of memory and time follows from it.
     """
     step, architecture = plan.step, plan.architecture
-    heads, norms = architecture.heads, stream_norms(architecture)
+    norms = stream_norms(architecture)
     gate = step.kept_gated if widths.gated else step.kept_ungated
     kept = {
         "inputs of the norms": norms * (step.kept_norm * widths.hidden + 4),
-        "queries and attention output": step.kept_query * widths.query + 4 * heads,
+        "queries and attention output": query_kept(plan, widths),
         "keys and values": step.kept_key * widths.key,
         "feed-forward block": gate * widths.intermediate + 2.0 * padding(plan),
         "inputs of adapters and trained norms": step.kept_other * widths.hidden,
@@ -100,13 +100,27 @@ def kept_tensors(plan: Plan, widths: Widths) -> dict[str, float]:
     }
     if has_query_norms(architecture):
         both = step.kept_query_norm * (widths.query + widths.key)
-        kept["inputs of the query norms"] = both + 4 * (heads + architecture.kv_heads)
+        kept["inputs of the query norms"] = both + 4 * (architecture.heads + architecture.kv_heads)
     if plan.trains_base:
         kept["input of the down-projection"] = 2.0 * widths.intermediate
     if plan.bottleneck:
         each = 2.0 * plan.bottleneck + step.kept_site * widths.hidden
         kept["bottlenecks"] = plan.sites * each
     return kept
+
+
+def query_kept(plan: Plan, widths: Widths) -> float:
+    """Queries and what comes out of attention, half and half, with the sums of the scores.
+
+    The eager kernel's output is read by nobody but the output projection: it stays where that keeps
+    its input itself, and not a copy.
+    """
+    step = plan.step
+    if plan.kernel != "eager":
+        return step.kept_query * widths.query + 4 * plan.architecture.heads
+    adapted = any(x.kind == "attention" and x.suffix in WRITERS for x in plan.targets)
+    stays = plan.trains_base or (step.inputs_shared and adapted)
+    return step.kept_query * widths.query / (1 if stays else 2)
 
 
 def before_the_first_adapter(plan: Plan, widths: Widths) -> float:

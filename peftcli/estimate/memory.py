@@ -122,6 +122,8 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
         found["weights of DoRA"] = (*forward, *_again(widest, wide), *weighed)
         if plan.checkpointing:
             found["weights of DoRA, first layer"] = (*last, *weighed)
+    if plan.checkpointing and plan.step.base_copies:
+        found["forward pass of the last layer"] = (*cast, _passing(plan, wide))
     return found | {
         "forward pass of the loss": (*cast, logits_tile(plan), *_chunks(plan)),
         "loss": (*forward, *loss_parts(plan)),
@@ -134,6 +136,18 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
             *_update(plan),
         ),
     }
+
+
+def _passing(plan: Plan, widths: Widths) -> Part:
+    """What a layer that will be computed again has at the end of its feed-forward block.
+
+    The stream, the block's input, and of its own width two factors and their product.
+    """
+    wide = (6.0 if widths.gated else 4.0) * widths.intermediate
+    each = wide + (plan.step.stream + 2.0) * widths.hidden
+    return Part(
+        "a layer's forward pass", plan.tokens * each, f"{plan.tokens:,} tokens x {each:,.0f} B"
+    )
 
 
 def _kept(plan: Plan, kinds: Kinds) -> tuple[Part, ...]:

@@ -123,7 +123,13 @@ class StepModel:
 # Derived from the sources of transformers 5.23, peft 0.21 and trl 1.16 under bf16 autocast, and
 # checked against measured peaks in tests/estimate/test_memory.py.
 TRL_LORA = StepModel(name="TRL, LoRA in float32 on a 16-bit base")
-TRL_LORA_DROPOUT = replace(TRL_LORA, name=f"{TRL_LORA.name}, with dropout", peak_mlp=10.0)
+TRL_LORA_DROPOUT = replace(
+    TRL_LORA,
+    name=f"{TRL_LORA.name}, with dropout",
+    peak_mlp=10.0,
+    traffic=21.0,
+    launch_seconds=0.0007,
+)
 TRL_QLORA = replace(
     TRL_LORA,
     name="TRL, LoRA on a 4-bit base",
@@ -133,7 +139,7 @@ TRL_QLORA = replace(
     traffic=15.0,
 )
 TRL_QLORA_DROPOUT = replace(
-    TRL_LORA, name=f"{TRL_QLORA.name}, with dropout", peak_mlp=2.0, peak_hidden=10.0
+    TRL_LORA_DROPOUT, name=f"{TRL_QLORA.name}, with dropout", peak_mlp=2.0, peak_hidden=10.0
 )
 TRL_DORA = replace(
     TRL_LORA,
@@ -167,6 +173,7 @@ TRL_BOTTLENECK = replace(
 TRL_FULL = replace(
     TRL_LORA,
     name="TRL, full fine-tuning in 16 bits",
+    traffic=15.0,
     launch_seconds=0.0001,
     floor_seconds=0.00178,
     kept_query_norm=6.0,
@@ -227,7 +234,7 @@ FUSED_FP8 = replace(
     peak_hidden=6.0,
     mlp_parts=None,
     traffic=16.0,
-    products_speed=1.7,
+    products_speed=2.0,
     floor_seconds=0.00142,
     floor_quantised=0.0,
 )

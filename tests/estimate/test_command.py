@@ -167,6 +167,7 @@ def test_what_no_card_holds_is_not_told_to_change(tmp_path: Path) -> None:
 
 def test_a_card_that_train_refuses_does_not_run_it(model: Path) -> None:
     fp8 = ("--model", str(model), "--method", "lora", "--set", "method.quantization=fp8")
+    fp8 += ("--set", "training.micro_batch_size=4")  # 35 GiB
     done = estimate(*fp8, "--gpu", "a100")
     assert done.returncode == 3
     assert "on A100 80GB: does not run" in done.stdout

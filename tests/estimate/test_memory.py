@@ -21,11 +21,13 @@ from hypothesis import strategies as st
 from peftcli import fp8
 from peftcli.estimate.gpus import find_gpu
 from peftcli.estimate.groups import CODED_AT_ONCE
+from peftcli.estimate.layer import kept_tensors
 from peftcli.estimate.loading import loading_peak
 from peftcli.estimate.memory import GIB, training_peak
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.step_model import FUSED_FP8
 from peftcli.estimate.weights import weights
+from peftcli.estimate.widths import layer_kinds
 
 CK = {"checkpointing": True}
 GRAPH: list[tuple[float, Plan]] = [
@@ -191,3 +193,33 @@ def test_unfused_adamw_makes_the_roots_of_all_second_moments_at_once() -> None:
     kinds = {part.name: part.size for part in plain.parts}
     assert kinds["roots of the second moments"] == weights(plan).gradients
     assert plain.size > fused.size
+
+
+def test_weights_that_autocast_copies_are_there_while_the_last_layer_is_computed() -> None:
+    """Many tokens make that moment the fullest where gradients of an earlier micro-batch wait."""
+    few = full("qwen2.5-3b", base_bytes=4, micro_batch=2, batch=4, **CK)
+    many = replace(few, length=8192)
+    assert training_peak(few).moment != "forward pass of the last layer"
+    peak = training_peak(many)
+    assert peak.moment == "forward pass of the last layer"
+    assert peak.size / GIB == pytest.approx(56.917, rel=0.005)  # as it was measured
+
+
+def test_an_eager_kernel_keeps_no_output_that_nobody_reads() -> None:
+    """LoRA's output projection keeps a copy of its own; on 4 bits it shares."""
+    widths = {}
+    for name, plan in {
+        "lora": low_rank("gemma-2-2b", attention="eager"),
+        "lora, flash": low_rank("gemma-2-2b"),
+        "qlora": quantized("gemma-2-2b", attention="eager"),
+        "full": full("gemma-2-2b", attention="eager"),
+    }.items():
+        (kind,) = layer_kinds(plan.architecture)
+        widths[name] = kept_tensors(plan, kind)["queries and attention output"]
+    query = 8 * 256
+    assert widths == {
+        "lora": 2 * query,
+        "lora, flash": 4 * query + 4 * 8,
+        "qlora": 4 * query,
+        "full": 4 * query,
+    }
