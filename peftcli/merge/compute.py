@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from peftcli.merge.blocks import BLOCK
 from peftcli.merge.deltas import Region, run_chain
 from peftcli.merge.direct import PIECE_BYTES, Memory
 from peftcli.merge.plan import Item
@@ -95,14 +96,43 @@ def new_rows(
         chunks = list(_chunks(item, arithmetic))
         looked = range(0, len(chunks), LOOK if len(chunks) > LOOK else 1)
         stands_for = dict.fromkeys(looked, item.shape[0] / _count(chunks[i] for i in looked))
-        if not (item.dequantized or any(update.whole for update in item.updates)):
-            for place, (rows, base) in enumerate(_read(item, chunks, memory)):
+        if not _whole(item, chunks):
+            parts = _read(item, chunks, memory)
+            for place, (rows, base) in enumerate(_rounded(item, chunks, parts, arithmetic)):
                 yield _part(item, base, rows, arithmetic, stands_for=stands_for.get(place))
             return
         with _whole_tensors:
             values = _base(item, arithmetic)
             for place, rows in enumerate(chunks):
                 yield _part(item, values[rows], rows, arithmetic, stands_for=stands_for.get(place))
+
+
+def held_whole(item: Item, arithmetic: Arithmetic) -> bool:
+    """Whether the tensor is in memory as a whole while it is worked on."""
+    return bool(item.shape) and _whole(item, list(_chunks(item, arithmetic)))
+
+
+def _whole(item: Item, chunks: Sequence[slice]) -> bool:
+    """Where an update needs it so, or where the blocks of rounding cross the borders of chunks."""
+    if any(update.whole for update in item.updates):
+        return True
+    row = math.prod(item.shape[1:])
+    crossed = any(rows.start * row % BLOCK for rows in chunks)
+    return item.dequantized and (item.transposed or crossed)
+
+
+def _rounded(
+    item: Item,
+    chunks: Sequence[slice],
+    parts: Iterator[tuple[slice, torch.Tensor]],
+    arithmetic: Arithmetic,
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """What was read, as the run held it."""
+    if not item.dequantized or arithmetic.quantization is None:
+        return parts
+    values = (base.to(arithmetic.device) for _, base in parts)
+    count = math.prod(item.source.shape)
+    return zip(chunks, arithmetic.quantization.round_parts(values, count), strict=True)
 
 
 def _read(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from bitsandbytes import functional as bnb
 from bitsandbytes.nn import Linear4bit
 from transformers import (
     AutoModelForCausalLM,
@@ -20,13 +20,12 @@ from transformers.quantizers import AutoHfQuantizer
 
 from peftcli import fp8
 from peftcli.errors import ArtefactError
+from peftcli.merge.blocks import round_parts
 from peftcli.merge.skeleton import skeleton
 from peftcli.merge.source import AdapterSource
 from peftcli.models import DTYPES
 
-BLOCK = 64  # bitsandbytes' own block size
-SCALES_BLOCK = 256  # and that of the scales, under double quantisation
-PART = 1 << 20  # values; a multiple of the block
+PART = 1 << 18  # values of a whole tensor that are rounded at once; a multiple of the block
 
 
 class Quantization(Protocol):
@@ -42,6 +41,12 @@ class Quantization(Protocol):
 
     def round_trip(self, weight: torch.Tensor, *, transposed: bool) -> torch.Tensor:
         """The weight after quantising and expanding, as the run multiplied with it."""
+
+    def round_parts(self, parts: Iterable[torch.Tensor], count: int) -> Iterator[torch.Tensor]:
+        """The same for the weight's rows in order, `count` values in all; it is never held whole.
+
+        Each part but the last has whole blocks, and may lie in memory that the next one takes.
+        """
 
     def parameters(self, config: PreTrainedConfig) -> dict[str, bool]:
         """The weights that were quantised, and whether each is stored transposed (Conv1D)."""
@@ -74,26 +79,17 @@ class FourBits:
         """
         values = (weight.T if transposed else weight).to(self.dtype).contiguous()
         expanded = torch.empty_like(values)
-        packed = [
-            bnb.quantize_4bit(part, blocksize=BLOCK, quant_type=self.kind)
-            for part in torch.split(values.view(-1), PART)
-        ]
-        scales = self._held(torch.cat([state.absmax for _, state in packed]))
-        own_scales = torch.split(scales, PART // BLOCK)
         targets = torch.split(expanded.view(-1), PART)
-        for (codes, state), own, target in zip(packed, own_scales, targets, strict=True):
-            state.absmax = own
-            target.copy_(bnb.dequantize_4bit(codes, state).view(-1))
+        rounded = self.round_parts(torch.split(values.view(-1), PART), values.numel())
+        for target, part in zip(targets, rounded, strict=True):
+            target.copy_(part)
         return expanded.T.contiguous() if transposed else expanded
 
-    def _held(self, scales: torch.Tensor) -> torch.Tensor:
-        """The scales of all blocks as the run held them: with double quantisation, in 8 bits."""
-        if not self.config.bnb_4bit_use_double_quant:
-            return scales
-        offset = scales.mean()
-        codes, state = bnb.quantize_blockwise(scales - offset, blocksize=SCALES_BLOCK)
-        expanded: torch.Tensor = bnb.dequantize_blockwise(codes, state) + offset
-        return expanded.float()
+    def round_parts(self, parts: Iterable[torch.Tensor], count: int) -> Iterator[torch.Tensor]:
+        """In the dtype the run expanded the weight to."""
+        double = bool(self.config.bnb_4bit_use_double_quant)
+        values = (part.to(self.dtype) for part in parts)
+        return round_parts(values, count, self.kind, double=double)
 
     def parameters(self, config: PreTrainedConfig) -> dict[str, bool]:
         """transformers' own rule decides, on the model without weights.
@@ -141,6 +137,11 @@ class EightBits:
     def round_trip(self, weight: torch.Tensor, *, transposed: bool) -> torch.Tensor:
         """Codes times scales in float32; no fused layer has transposed weights."""
         return fp8.round_trip(weight.to(self.dtype))
+
+    def round_parts(self, parts: Iterable[torch.Tensor], count: int) -> Iterator[torch.Tensor]:
+        """Each row has its own scale."""
+        for part in parts:
+            yield fp8.round_trip(part.to(self.dtype))
 
     def parameters(self, config: PreTrainedConfig) -> dict[str, bool]:
         """The linears of the decoder layers."""

@@ -14,9 +14,9 @@ import torch
 import transformers
 
 from peftcli.errors import ArtefactError, ResourceError
-from peftcli.estimate.merging import writing_bytes
+from peftcli.estimate.merging import WORKERS, writing_bytes
 from peftcli.merge.bring import has_tokenizer
-from peftcli.merge.compute import single_threaded
+from peftcli.merge.compute import held_whole, single_threaded
 from peftcli.merge.finish import finish, free_memory
 from peftcli.merge.identity import check_output
 from peftcli.merge.options import MergeOptions, WeightedAdapter
@@ -115,12 +115,15 @@ def _check_space(output: Path, prepared: Prepared, tell: Tell) -> None:
 
 def _check_memory(prepared: Prepared) -> None:
     """Refuse what the system would end half-way; the adapter is in memory already."""
-    held = (
-        math.prod(item.shape)
-        for item in prepared.plan.items
-        if item.dequantized or any(update.whole for update in item.updates)
-    )
-    needed, free = int(writing_bytes(max(held, default=0))), free_memory(torch.device("cpu"))
+    whole, coded = [0], [0]
+    for item in prepared.plan.items:
+        if held_whole(item, prepared.arithmetic):
+            whole.append(math.prod(item.shape))
+        elif item.dequantized:
+            coded.append(math.prod(item.shape))
+    largest = sum(sorted(coded)[-WORKERS:])
+    needed = int(writing_bytes(coded=largest, whole=max(whole)))
+    free = free_memory(torch.device("cpu"))
     if needed > free:
         raise ResourceError(
             f"merging takes about {size(needed)} of memory, {size(free)} are free",

@@ -204,7 +204,8 @@ def test_merging_is_told_where_it_can_be_done() -> None:
     assert lora.host_gib < 2
     four = estimate(method="qlora", gpu="h200").merge
     assert four is not None
-    assert lora.host_gib < four.host_gib < 4  # two tensors are held whole
+    coded = 5 / 8 * 3 * 14336 * 4096 / 2**30  # of the largest matrices of a layer, at least
+    assert lora.host_gib + coded < four.host_gib < lora.host_gib + 2 * coded
     assert estimate(method="adapter", gpu="h200").merge is None
 
 

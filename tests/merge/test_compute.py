@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes import functional as bnb
+from transformers import BitsAndBytesConfig
 
+from peftcli import fp8
 from peftcli.merge import deltas
+from peftcli.merge.blocks import BLOCK
 from peftcli.merge.checkpoint import Stored
-from peftcli.merge.compute import CPU_ELEMENTS, Arithmetic, Rounding, new_rows
+from peftcli.merge.compute import CPU_ELEMENTS, Arithmetic, Rounding, held_whole, new_rows
 from peftcli.merge.deltas import Update
 from peftcli.merge.direct import Memory
 from peftcli.merge.plan import Item
+from peftcli.merge.quantized import EightBits, FourBits
 from peftcli.merge.skeleton import Place
 
 ROWS, COLUMNS, RANK = 1551, 512, 16
@@ -47,6 +53,66 @@ def test_lora(tmp_path: Path) -> None:
     assert parts > 2
     assert torch.equal(found, base + (b @ a) * 2.0)
     assert rounding.unchanged == 0
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize(
+    ("columns", "transposed", "whole"),
+    [
+        (512, False, False),
+        (520, False, False),
+        (511, False, False),
+        (463, False, True),
+        (512, True, True),
+    ],
+)
+def test_rounding_first(
+    tmp_path: Path, columns: int, transposed: bool, whole: bool, double: bool
+) -> None:
+    """What bitsandbytes makes of the whole tensor, where few rows are worked on at a time too."""
+    base = (random(ROWS, columns) * random(ROWS, 1).abs()).bfloat16()
+    values = base.T.contiguous() if transposed else base
+    codes, state = bnb.quantize_4bit(
+        values.view(-1), blocksize=BLOCK, compress_statistics=double, quant_type="nf4"
+    )
+    rounded = bnb.dequantize_4bit(codes, state).view_as(values)
+    stored = write(tmp_path, base)
+    a, b = random(RANK, columns), random(ROWS, RANK)
+    updates = (deltas.lora(a, b, 2.0, transposed=False),)
+    item = Item("w", stored, Place("w"), updates, stored.shape, torch.float32, True, transposed)
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double
+    )
+    arithmetic = Arithmetic(CPU.device, True, FourBits(config, torch.bfloat16))
+    assert held_whole(item, arithmetic) == whole
+    parts = [rows for rows, _ in new_rows(item, arithmetic, Memory())]
+    assert len(parts) > 2
+    expanded = rounded.T if transposed else rounded
+    assert torch.equal(torch.cat(parts), expanded.float() + (b @ a) * 2.0)
+
+
+def test_rounding_of_a_tensor_that_lies_the_other_way(tmp_path: Path) -> None:
+    """As pickles may hold one."""
+    base = random(COLUMNS, ROWS).bfloat16().T
+    stored = replace(write(tmp_path, base), values=base)
+    item = Item("w", stored, Place("w"), (), stored.shape, stored.dtype, dequantized=True)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    quantization = FourBits(config, torch.bfloat16)
+    parts = [
+        rows for rows, _ in new_rows(item, Arithmetic(CPU.device, True, quantization), Memory())
+    ]
+    assert torch.equal(torch.cat(parts), quantization.round_trip(base, transposed=False))
+
+
+@pytest.mark.parametrize("columns", [511, 512])
+def test_rounding_to_fp8_first(tmp_path: Path, columns: int) -> None:
+    base = random(ROWS, columns).bfloat16()
+    stored = write(tmp_path, base)
+    item = Item("w", stored, Place("w"), (), stored.shape, torch.float32, dequantized=True)
+    arithmetic = Arithmetic(CPU.device, True, EightBits(torch.bfloat16))
+    parts = [rows for rows, _ in new_rows(item, arithmetic, Memory())]
+    assert len(parts) > 2
+    assert torch.equal(torch.cat(parts), fp8.round_trip(base))
 
 
 def test_lora_on_transposed_weights(tmp_path: Path) -> None:
