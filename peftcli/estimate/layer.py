@@ -119,7 +119,8 @@ def query_kept(plan: Plan, widths: Widths) -> float:
     if plan.kernel != "eager":
         return step.kept_query * widths.query + 4 * plan.architecture.heads
     adapted = any(x.kind == "attention" and x.suffix in WRITERS for x in plan.targets)
-    stays = plan.trains_base or (step.inputs_shared and adapted)
+    shared = step.inputs_shared or (step.float32_outputs and not plan.dropout)
+    stays = plan.trains_base or (shared and adapted)
     return step.kept_query * widths.query / (1 if stays else 2)
 
 

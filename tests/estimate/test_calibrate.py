@@ -74,13 +74,43 @@ def test_real_steps_are_measured_and_a_stopped_run_goes_on(model: Path, tmp_path
     assert measured["peak_gib"] is None  # only a GPU has one
     assert found[0]["predicted"]["peak_gib"] > 0
     assert found[0]["recipe"]["training"]["packing"] is True
-    with out.open("a") as stream:
-        stream.write('{"case": "torn')
     again = calibrate(*options, "--resume")
     assert again.returncode == 0, again.stderr
     assert lines[0] not in again.stdout
     assert {record["case"] for record in records(out)} == set(lines)
     assert "step_seconds" in again.stdout
+
+
+def test_short_steps_are_measured_again_and_the_faster_run_is_kept(
+    model: Path, tmp_path: Path
+) -> None:
+    lines = [f"{model} lora 16x1 none", f"{model} adapter 16x1 none m=4"]
+    out = tmp_path / "m.jsonl"
+    options = ("--out", str(out), "--grid", str(grid(tmp_path, *lines)), "--seconds", "0")
+    assert calibrate(*options, "--only", "lora").returncode == 0
+    (first,) = records(out)
+    slow = first | {"measured": first["measured"] | {"step_seconds": 1e6}}
+    out.write_text(json.dumps(slow) + "\n")
+    done = calibrate(*options, "--resume", "--rounds", "2")
+    assert done.returncode == 0, done.stderr
+    assert [done.stdout.count(f"{line} ") for line in lines] == [1, 2]
+    found = {record["case"]: record for record in records(out)}
+    assert found[lines[0]]["measured"]["step_seconds"] < 1e6
+    assert [found[line]["rounds"] for line in lines] == [2, 2]
+    out.write_text(json.dumps(first | {"measured": first["measured"] | {"step_seconds": 0.0}}))
+    assert calibrate(*options, "--resume", "--rounds", "2").returncode == 0
+    assert records(out)[0]["measured"]["step_seconds"] == 0.0
+
+
+def test_cases_are_drawn_at_random_but_the_same_for_the_same_seed() -> None:
+    module = load()
+    held = module.HELD_OUT.split("\n")[1:-1]
+    assert held == [line for line in module.drawn(96, 20261127) if line in held]
+    other = module.drawn(20, 7)
+    assert len(set(other)) == 20
+    assert not set(other) & set(module.GRID.splitlines())
+    for line in other:
+        assert module.recipe_of(line).data.max_length >= 512
 
 
 def test_a_budget_of_seconds_is_kept(model: Path, tmp_path: Path) -> None:

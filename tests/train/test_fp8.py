@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -270,12 +271,16 @@ def test_the_estimate_counts_a_byte_a_weight_and_four_a_row(tmp_path: Path) -> N
 
 
 @pytest.mark.gpu
-def test_a_run_on_a_gpu_ends_where_the_twin_ends(tmp_path: Path) -> None:
-    on_gpu = {"device": "cuda"}
-    events: list[Event] = []
-    run(recipe(tmp_path / "gpu", training=on_gpu), Options(), events.append)
-    wide: list[Event] = []
-    run(recipe(tmp_path / "wide", None, training=on_gpu), Options(), wide.append)
-    assert held_out(events)[-1] == pytest.approx(held_out(wide)[-1], rel=0.03)
-    tensors = load_file(tmp_path / "gpu" / "adapter" / "adapter_model.safetensors")
+def test_runs_on_a_gpu_end_where_those_in_16_bits_end(tmp_path: Path) -> None:
+    """On average over three seeds: so early two runs differ by more than fp8 costs."""
+    ends: dict[str | None, list[float]] = {"fp8": [], None: []}
+    for seed in (1, 2, 3):
+        for quantization, found in ends.items():
+            events: list[Event] = []
+            folder = tmp_path / f"{quantization}-{seed}"
+            loaded = recipe(folder, quantization, training={"device": "cuda"}, seed=seed)
+            run(loaded, Options(), events.append)
+            found.append(held_out(events)[-1])
+    assert fmean(ends["fp8"]) == pytest.approx(fmean(ends[None]), rel=0.03), ends
+    tensors = load_file(tmp_path / "fp8-1" / "adapter" / "adapter_model.safetensors")
     assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
