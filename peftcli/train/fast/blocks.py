@@ -41,6 +41,12 @@ class Heads:
         """(tokens x all outputs) -> views (tokens x heads x width) of queries, keys and values."""
         return [part.unflatten(-1, (-1, self.width)) for part in y.split(self.group.sizes, -1)]
 
+    def norms(self) -> list[Norm]:
+        """Head norms of queries and keys: both, or none."""
+        if self.query_norm is None or self.key_norm is None:
+            return []
+        return [self.query_norm, self.key_norm]
+
 
 class QueryKeyValue(torch.autograd.Function):
     """(tokens x hidden) -> rotated queries and keys, values: (tokens x heads x width); and `x`.
@@ -55,28 +61,41 @@ class QueryKeyValue(torch.autograd.Function):
         y, low = forward_in_place(heads.group, wide)
         q, k, v = heads.split(y)
         ctx.heads = heads
-        scales: list[Tensor | None] = [None, None]
-        if heads.query_norm is not None and heads.key_norm is not None:
-            (q, scales[0]), (k, scales[1]) = _each(q, heads.query_norm), _each(k, heads.key_norm)
-        ctx.save_for_backward(x, low, rstd, cos, sin, y if scales[0] is not None else None, *scales)
+        norms = heads.norms()
+        if norms:
+            out = [part.new_empty(part.shape) for part in (q, k)]
+            weights, epsilons = [n.weight for n in norms], [n.epsilon for n in norms]
+            scales = ops.rope_normed([q, k], weights, epsilons, cos, sin, out)
+            ctx.save_for_backward(x, low, rstd, cos, sin, y, *scales)
+            return *out, v, x
+        ctx.save_for_backward(x, low, rstd, cos, sin)
         ops.rope([q, k], cos, sin, 1, [q, k])
         return q, k, v, x
 
     @staticmethod
     def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor, skip: Tensor) -> Any:
-        x, low, rstd, cos, sin, y, *scales = ctx.saved_tensors
+        x, low, rstd, cos, sin, *kept = ctx.saved_tensors
         heads: Heads = ctx.heads
         room = room_for_output(heads.group, x)
         parts = heads.split(room[:, : heads.group.weights.outputs])
-        ops.rope([_whole_heads(d) for d in (dq, dk, dv)], cos, sin, -1, parts)
-        if y is not None:
-            norms: Any = (heads.query_norm, heads.key_norm)
-            for part, raw, norm, scale in zip(parts, heads.split(y), norms, scales, strict=False):
-                part.copy_(_each_backward(part, raw, norm, scale))
+        _rotate_back(heads, [dq, dk, dv], cos, sin, kept, parts)
         dx, found = backward_normed(
             heads.group, room, room, x, low, heads.norm, rstd, skip, ctx.needs_input_grad[0]
         )
         return dx, None, None, None, *found
+
+
+def _rotate_back(
+    heads: Heads, grads: list[Tensor], cos: Tensor, sin: Tensor, kept: list[Tensor], out: Any
+) -> None:
+    """Gradients of the projections' outputs, which head norms have kept with 1/rms, into `out`."""
+    grads = [_whole_heads(grad) for grad in grads]
+    if not kept:
+        return ops.rope(grads, cos, sin, -1, out)
+    y, *scales = kept
+    weights = [norm.weight for norm in heads.norms()]
+    raw = heads.split(y)[:2]
+    return ops.rope_normed_backward(grads, raw, weights, scales, cos, sin, out)
 
 
 class Output(torch.autograd.Function):

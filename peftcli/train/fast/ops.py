@@ -123,6 +123,53 @@ def rope(heads: list[Tensor], cos: Tensor, sin: Tensor, sign: int, out: list[Ten
     return None
 
 
+def rope_normed(
+    heads: list[Tensor],
+    weights: list[Tensor],
+    epsilons: list[float],
+    cos: Tensor,
+    sin: Tensor,
+    out: list[Tensor],
+) -> list[Tensor]:
+    """RMS norm of each head of queries and keys, then `rope`, into `out`, which lies elsewhere.
+
+    Weights (width) and epsilons are those of the two norms. Returns 1/rms (tokens x heads) of both.
+    """
+    if cos.is_cuda:
+        from peftcli.train.fast import triton_heads
+
+        return triton_heads.rope_normed(heads, weights, epsilons, cos, sin, out)
+    found = []
+    for states, weight, epsilon, room in zip(heads, weights, epsilons, out, strict=True):
+        normed = states.new_empty(states.shape)
+        rstd = rms_norm(states.flatten(0, 1), weight, epsilon, normed.flatten(0, 1))
+        room.copy_(normed)
+        found.append(rstd.view(states.shape[:2]))
+    rope(out, cos, sin, 1, out)
+    return found
+
+
+def rope_normed_backward(
+    grads: list[Tensor],
+    raw: list[Tensor],
+    weights: list[Tensor],
+    rstd: list[Tensor],
+    cos: Tensor,
+    sin: Tensor,
+    out: list[Tensor],
+) -> None:
+    """Gradients of `rope_normed`'s inputs, `raw`, into `out`; those of values are copied."""
+    if cos.is_cuda:
+        from peftcli.train.fast import triton_heads
+
+        return triton_heads.rope_normed_backward(grads, raw, weights, rstd, cos, sin, out)
+    rope(grads, cos, sin, -1, out)
+    for room, states, weight, scale in zip(out, raw, weights, rstd, strict=False):
+        flat = room.flatten(0, 1), states.flatten(0, 1)
+        room.copy_(rms_norm_backward(*flat, weight, scale.flatten()).view(room.shape))
+    return None
+
+
 def cross_entropy_(logits: Tensor, targets: Tensor, scale: Tensor | None) -> Tensor:
     """Loss of each row in float32; with `scale`, logits become their gradient times it."""
     if logits.is_cuda:

@@ -19,6 +19,7 @@ from peftcli.train.fast import (  # noqa: E402
     triton_four_bit,
     triton_fp8,
     triton_gated,
+    triton_heads,
     triton_ops,
     triton_products,
     triton_spread,
@@ -103,6 +104,70 @@ def test_rope(heads: int, shared: int, width: int, sign: int, dtype: torch.dtype
     for part, plain_part in zip(states[:2], wanted, strict=False):
         near(part, plain_part, dtype)
     assert torch.equal(states[2].cpu(), plain[2])
+
+
+@pytest.mark.parametrize(("heads", "shared", "width"), [(3, 1, 16), (8, 2, 128), (1, 1, 80)])
+def test_rope_after_head_norms_and_its_gradient(
+    heads: int, shared: int, width: int, dtype: torch.dtype
+) -> None:
+    sizes = [heads, shared, shared, 1]  # what lies beside queries, keys and values comes last
+
+    def places() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        room = made(6, sum(sizes), width, dtype=dtype)
+        return room, list(room.split(sizes, 1)[:3])
+
+    (y, raw), (turned, found), (room, found_grads), (_, grads) = (places() for _ in range(4))
+    raw[0][2], raw[1][3] = 0, 0  # epsilon is all there is
+    y_before, turned_before, room_before = y.clone(), turned.clone(), room.clone()
+    epsilons, weights = [1e-5, 1e-3], [(torch.rand(width) + 0.5).to(dtype) for _ in range(2)]
+    angles = torch.randn(6, width // 2).repeat(1, 2)
+    turns = angles.cos().to(dtype), angles.sin().to(dtype)
+    plain, plain_grads = ([x.cpu() for x in states] for states in (raw, grads))
+    there = [x.to(DEVICE) for x in (*weights, *turns)]
+
+    wanted = [torch.empty_like(x) for x in plain]
+    scales = ops.rope_normed(plain[:2], weights, epsilons, *turns, wanted[:2])
+    rstd = triton_heads.rope_normed(raw[:2], there[:2], epsilons, *there[2:], found[:2])
+    for index in range(2):
+        near(found[index], wanted[index], dtype)
+        near(rstd[index], scales[index], torch.float32)
+    assert torch.equal(turned[:, heads + shared :], turned_before[:, heads + shared :])
+
+    ops.rope_normed_backward(plain_grads, plain[:2], weights, scales, *turns, wanted)
+    triton_heads.rope_normed_backward(grads, raw[:2], there[:2], rstd, *there[2:], found_grads)
+    for index in range(3):
+        near(found_grads[index], wanted[index], dtype)
+    assert torch.equal(found_grads[2], grads[2])
+    assert torch.equal(room[:, -1:], room_before[:, -1:])
+    assert torch.equal(y, y_before)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES[1:], torch.float16], ids=str, indirect=True)
+def test_rope_after_head_norms_rounds_as_one_kernel_after_the_other(dtype: torch.dtype) -> None:
+    tokens, width = 40, 64
+    raw, grads = ([made(tokens, n, width, dtype=dtype) for n in (6, 2, 2)] for _ in range(2))
+    weights = [(torch.rand(width) + 0.5).to(dtype).to(DEVICE) for _ in range(2)]
+    angles = torch.randn(tokens, width // 2).repeat(1, 2).to(DEVICE)
+    turns = angles.cos().to(dtype), angles.sin().to(dtype)
+    wanted = [torch.empty_like(x) for x in raw]
+    found = [torch.empty_like(x) for x in raw]
+
+    scales = [
+        triton_ops.rms_norm(x.flatten(0, 1), weight, 1e-5, out.flatten(0, 1))
+        for x, weight, out in zip(raw, weights, wanted, strict=False)
+    ]
+    triton_ops.rope(wanted[:2], *turns, 1, wanted[:2])
+    rstd = triton_heads.rope_normed(raw[:2], weights, [1e-5, 1e-5], *turns, found[:2])
+    for index in range(2):  # a sum in another order may tip a number to the other side
+        assert (found[index] == wanted[index]).double().mean() > 0.99
+
+    triton_ops.rope(grads, *turns, -1, wanted)
+    for grad, x, weight, scale in zip(wanted, raw, weights, scales, strict=False):
+        flat = grad.flatten(0, 1), x.flatten(0, 1)
+        triton_ops.rms_norm_backward(*flat, weight, scale, None)
+    triton_heads.rope_normed_backward(grads, raw[:2], weights, rstd, *turns, found)
+    for index in range(3):
+        assert (found[index] == wanted[index]).double().mean() > 0.99
 
 
 @pytest.mark.parametrize("columns", [50, 5000])
