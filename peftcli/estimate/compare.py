@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from peftcli.estimate.duration import HOST_BAND, cpu_share
+from peftcli.estimate.find import find_architecture
+from peftcli.estimate.gpus import Gpu
+from peftcli.estimate.question import Question
 from peftcli.estimate.result import Estimate, Rows
 from peftcli.estimate.show import table
 from peftcli.recipe.schema import Recipe
@@ -30,6 +34,13 @@ def random_rows(recipe: Recipe) -> Rows:
     length, training = recipe.data.max_length, recipe.training
     together = PACKED_ROWS if training.packing is True else 1
     return Rows(training.batch_size * together, length // together, length / together)
+
+
+def waits_for_cpu(recipe: Recipe, gpu: Gpu) -> bool:
+    """Whether a slow CPU, which takes as long as the told range allows, would lengthen a step."""
+    question = Question(find_architecture(recipe.model.name), gpu, random_rows(recipe), 0.0)
+    (plan,) = question.plans(recipe)
+    return HOST_BAND[1] * cpu_share(plan, gpu, question.lengths(recipe, plan)) >= 1
 
 
 @dataclass(frozen=True)

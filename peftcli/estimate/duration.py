@@ -119,6 +119,13 @@ def step_seconds(plan: Plan, gpu: Gpu, lengths: Lengths, shares: Shares = AS_EXP
     return parts * micro_batch_seconds(plan, gpu, lengths, shares, update)
 
 
+def cpu_share(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
+    """What the CPU needs for a step, as a share of what the GPU needs; it waits, from 1 on."""
+    parts = plan.accumulation
+    on_gpu = parts * _gpu_seconds(plan, gpu, lengths) + update_seconds(plan, gpu)
+    return (parts * _floor_seconds(plan) + host_seconds(plan)) / on_gpu
+
+
 def micro_batch_seconds(
     plan: Plan,
     gpu: Gpu,

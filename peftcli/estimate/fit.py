@@ -9,7 +9,7 @@ from typing import Literal
 from peftcli.estimate.duration import Lengths, step_seconds
 from peftcli.estimate.gpus import GPUS, Gpu, find_gpu
 from peftcli.estimate.loading import loading_peak
-from peftcli.estimate.memory import training_peak
+from peftcli.estimate.memory import Peak, training_peak
 from peftcli.estimate.plan import Mode, Plan
 from peftcli.estimate.weights import weights
 
@@ -24,6 +24,8 @@ BAND = (0.97, 1.03)  # of allocated bytes, for families above
 WIDE_BAND = (0.85, 1.2)
 RESERVED = 0.02  # of allocated bytes: what the allocator usually holds beyond them
 RESERVED_AGAIN = 0.13  # of what is not there for the whole run, where layers are computed again
+RESERVED_SCORES = 0.23  # the same where that is scores of all pairs of tokens most of all
+RESERVED_DROPOUT = 0.09  # and where there is dropout: its blocks are large and alike
 FRAGMENTS = 1.05  # what the caching allocator holds beyond allocated bytes, at the fullest
 
 
@@ -53,7 +55,7 @@ def need(plan: Plan, gpu: Gpu) -> Need:
     gaps = RESERVED * likely
     if plan.checkpointing:  # blocks of many sizes come and go
         share = plan.again / plan.architecture.layers
-        gaps = max(gaps, RESERVED_AGAIN * share * peak.passing)
+        gaps = max(gaps, _gaps(plan, peak) * share * peak.passing)
     reserved = likely + gaps
     return Need(
         allocated=(low * likely, likely, high * likely),
@@ -63,6 +65,12 @@ def need(plan: Plan, gpu: Gpu) -> Need:
         context=gpu.context,
         high=high * likely * FRAGMENTS + gpu.context,
     )
+
+
+def _gaps(plan: Plan, peak: Peak) -> float:
+    if any(part.name == "attention scores" for part in peak.parts):
+        return RESERVED_SCORES
+    return RESERVED_DROPOUT if plan.dropout else RESERVED_AGAIN
 
 
 def verdict(plan: Plan, gpu: Gpu, reserved: float = 0.0) -> Verdict:

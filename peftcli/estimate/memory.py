@@ -29,6 +29,8 @@ from peftcli.estimate.transients import (
     attention_backward,
     backward_moments,
     expanded,
+    first_attention,
+    first_block,
     magnitudes,
 )
 from peftcli.estimate.weights import Weights, state_bytes, weights
@@ -115,6 +117,10 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
     ended = (_gradients(held, 1.0, "of all layers"), *_embedding_gradient(plan))
     passing = backward_moments(plan, wide, again=again)
     found = {name: (*backward, *parts) for name, parts in passing.items()}
+    if plan.checkpointing and plan.trains_base and plan.base_bytes == 4:
+        found["backward of the feed-forward block, first layer"] = (*last, *first_block(plan, wide))
+        every = _gradients(held, 1.0, "of all layers")
+        found["backward of attention, first layer"] = (every, *first_attention(plan, wide))
     if plan.lowest is not None:
         found |= _highest_again(plan, held, kinds)
     if plan.magnitudes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from peftcli.architecture.config import Linear
-from peftcli.estimate.layer import kept_after, softcap
+from peftcli.estimate.layer import attention_masks, kept_after, kept_tensors, softcap
 from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.weights import largest_expanded
@@ -22,6 +22,12 @@ def backward_moments(plan: Plan, wide: Widths, *, again: bool) -> dict[str, tupl
         text = f"{plan.tokens:,} tokens x {each:,.0f} B: what goes in and out, and its gradients"
         found["backward of the last adapter"] = (Part("temporaries", plan.tokens * each, text),)
     return found
+
+
+def first_block(plan: Plan, wide: Widths) -> tuple[Part, ...]:
+    """Temporaries of the first layer's feed-forward block going backward: those of the last one
+    without the output, which nobody has any more."""
+    return (_mlp(plan, wide, plan.step.stream),)
 
 
 def _mlp(plan: Plan, wide: Widths, unread: float) -> Part:
@@ -62,10 +68,27 @@ def attention_backward(plan: Plan, wide: Widths) -> tuple[Part, ...]:
     scores = plan.step.peak_scores + softcap(plan)
     scores *= plan.architecture.heads * plan.length
     each = 8 * wide.hidden + 4 * wide.query + 4 * wide.key + scores
+    if plan.magnitudes:  # the outputs that DoRA scales
+        read = [x for x in plan.targets if x.kind == "attention" and x.suffix not in WRITERS]
+        each += plan.step.kept_scaled * sum(x.outputs for x in read)
     if wide.query != wide.key:
         each += 4 * (wide.query - wide.key)
     text = f"{plan.tokens:,} tokens x {each:,.0f} B: the scores of all pairs of tokens"
     return (Part("attention scores", plan.tokens * each, text),)
+
+
+def first_attention(plan: Plan, wide: Widths) -> tuple[Part, ...]:
+    """The same of the first layer where the base is trained, with the masks, and what the weights
+    and norms of its attention keep."""
+    scores = attention_backward(plan, wide)
+    if not scores:
+        return ()
+    kept = kept_tensors(plan, wide)
+    names = ("inputs of the norms", "inputs of adapters and trained norms")
+    each = sum(kept[name] for name in names) / 2  # the other half is the feed-forward block's
+    text = f"{plan.tokens:,} tokens x {each:,.0f} B: inputs of its norms and weights"
+    masks = Part("masks", attention_masks(plan), "of all pairs of tokens")
+    return (*scores, masks, Part("recomputed layer", plan.tokens * each, text))
 
 
 def magnitudes(plan: Plan, wide: Widths) -> tuple[Part, ...]:

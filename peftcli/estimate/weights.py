@@ -67,6 +67,8 @@ def weights(plan: Plan) -> Weights:
     paged = paged_elements(plan)
     each = state_bytes(plan.optimizer, size)
     total = plan.trainable * each + _embedding_states(plan)
+    if plan.optimizer == "adafactor" and plan.targets:
+        total = _sides(plan)
     leaves = paged * each if plan.optimizer.startswith("paged") else 0.0
     return Weights(
         quantized=quantized * form.bytes_per_weight + modules * form.tables if form else 0.0,
@@ -145,6 +147,15 @@ def state_bytes(optimizer: str, value_bytes: int) -> float:
     known = STATE_BYTES.get(optimizer, 2.0 * value_bytes)
     scales = 4 / SUPER_BLOCK * known if optimizer.endswith("8bit") else 0.0
     return known + scales
+
+
+def _sides(plan: Plan) -> float:
+    """Adafactor's states: float32 means over rows and columns, and all values of magnitudes."""
+    total = 0
+    for target in plan.targets:
+        sides = target.inputs + target.outputs + 2 * plan.rank_of(target)
+        total += target.count * (sides + target.outputs * plan.magnitudes)
+    return 4.0 * total
 
 
 def _embedding_states(plan: Plan) -> float:

@@ -97,6 +97,10 @@ def test_short_steps_are_measured_again_and_the_faster_run_is_kept(
     found = {record["case"]: record for record in records(out)}
     assert found[lines[0]]["measured"]["step_seconds"] < 1e6
     assert [found[line]["rounds"] for line in lines] == [2, 2]
+    least = min(record["launching_seconds"] for record in found.values())
+    for record in found.values():
+        assert record["quiet"] is (record["launching_seconds"] <= 1.15 * least)
+    assert any(record["quiet"] for record in found.values())
     out.write_text(json.dumps(first | {"measured": first["measured"] | {"step_seconds": 0.0}}))
     assert calibrate(*options, "--resume", "--rounds", "2").returncode == 0
     assert records(out)[0]["measured"]["step_seconds"] == 0.0

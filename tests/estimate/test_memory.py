@@ -19,15 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftcli import fp8
+from peftcli.estimate.fit import need
 from peftcli.estimate.gpus import find_gpu
 from peftcli.estimate.groups import CODED_AT_ONCE
 from peftcli.estimate.layer import kept_tensors
 from peftcli.estimate.loading import loading_peak
 from peftcli.estimate.memory import GIB, training_peak
 from peftcli.estimate.plan import Plan
-from peftcli.estimate.step_model import FUSED_FP8
+from peftcli.estimate.step_model import FUSED_FP8, TRL_DORA_QUANTIZED
+from peftcli.estimate.transients import attention_backward
 from peftcli.estimate.weights import weights
-from peftcli.estimate.widths import layer_kinds
+from peftcli.estimate.widths import Widths, layer_kinds
 
 CK = {"checkpointing": True}
 GRAPH: list[tuple[float, Plan]] = [
@@ -223,3 +225,49 @@ def test_an_eager_kernel_keeps_no_output_that_nobody_reads() -> None:
         "qlora": 4 * query,
         "full": 4 * query,
     }
+
+
+def test_going_back_through_the_first_layer_all_gradients_are_there() -> None:
+    """Beside its feed-forward block with many tokens, and beside scores of all pairs of tokens."""
+    wide = full("qwen2.5-3b", base_bytes=4, micro_batch=8, optimizer="adamw_8bit", flat=True, **CK)
+    peak = training_peak(wide)
+    assert peak.moment == "backward of the feed-forward block, first layer"
+    assert peak.size / GIB == pytest.approx(33.601, rel=0.01)  # as it was measured
+    eager = full("gemma-2-2b", base_bytes=4, length=8192, attention="eager", optimizer="lion_32bit")
+    peak = training_peak(replace(eager, checkpointing=True))
+    assert peak.moment == "backward of attention, first layer"
+    assert peak.size / GIB == pytest.approx(38.938, rel=0.01)
+
+
+def test_doras_scaled_outputs_are_there_beside_the_scores() -> None:
+    plan = low_rank("gemma-2-9b", attention="eager", length=8192, micro_batch=2, **CK)
+    step = TRL_DORA_QUANTIZED
+    dora = replace(plan, magnitudes=True, step=step)
+    without = replace(dora, step=replace(step, kept_scaled=0.0))
+    sizes = [sum(x.size for x in attention_backward(p, kind_of(p))) for p in (dora, without)]
+    read = 16 * 256 + 2 * 8 * 256  # queries, keys and values
+    assert sizes[0] - sizes[1] == plan.tokens * step.kept_scaled * read
+
+
+def test_adafactor_keeps_the_means_of_rows_and_columns() -> None:
+    plan = replace(low_rank("llama-3.2-1b", targets=["q_proj"]), optimizer="adafactor")
+    assert weights(plan).states == 16 * 4 * (2048 + 2048 + 2 * plan.rank)
+    assert weights(replace(plan, magnitudes=True)).states - weights(plan).states == 16 * 4 * 2048
+
+
+def test_the_allocator_holds_more_beside_scores_and_less_beside_dropout() -> None:
+    card = find_gpu("h200")
+    shares = {}
+    for name, plan in {
+        "scores": low_rank("gemma-2-9b", attention="eager", length=8192, **CK),
+        "layers": low_rank("llama-3.1-8b", micro_batch=16, **CK),
+        "dropout": low_rank("llama-3.1-8b", micro_batch=16, dropout=True, **CK),
+    }.items():
+        found = need(plan, card)
+        shares[name] = (found.reserved - found.step) / training_peak(plan).passing
+    assert shares == pytest.approx({"scores": 0.23, "layers": 0.13, "dropout": 0.09})
+
+
+def kind_of(plan: Plan) -> Widths:
+    (kind,) = layer_kinds(plan.architecture)
+    return kind
