@@ -106,6 +106,14 @@ def test_short_steps_are_measured_again_and_the_faster_run_is_kept(
     assert records(out)[0]["measured"]["step_seconds"] == 0.0
 
 
+def test_a_second_run_that_fails_does_not_take_the_place_of_the_first() -> None:
+    faster = load()._faster
+    slow, fast = ({"measured": {"step_seconds": seconds}} for seconds in (2.0, 1.0))
+    failed = {"measured": None, "failed": "out of memory"}
+    assert faster(slow, fast) is faster(fast, slow) is fast
+    assert faster(slow, failed) is faster(failed, slow) is faster(None, slow) is slow
+
+
 def test_cases_are_drawn_at_random_but_the_same_for_the_same_seed() -> None:
     module = load()
     held = module.HELD_OUT.split("\n")[1:-1]
