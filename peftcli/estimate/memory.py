@@ -33,7 +33,7 @@ from peftcli.estimate.transients import (
     first_block,
     magnitudes,
 )
-from peftcli.estimate.weights import Weights, state_bytes, weights
+from peftcli.estimate.weights import Weights, by_sides, state_bytes, weights
 from peftcli.estimate.widths import Widths
 
 GIB = 2**30
@@ -86,17 +86,22 @@ def static_parts(plan: Plan, held: Weights) -> tuple[Part, ...]:
         tables = f", and {held.modules} tables of {held.form.tables:,} B"
         small += tables if held.form.tables else ""
         name = f"base, {held.form.name}"
-    value = plan.base_bytes if plan.trains_base else plan.adapter_bytes
-    states = f"{plan.trainable:,} x {state_bytes(plan.optimizer, value):g} B, {plan.optimizer}"
-    if held.paged:
-        states += "; paged ones not counted"
     return (
         Part(name, held.quantized, small),
         Part("base, not quantised", held.plain, f"{plain:,} x {plan.base_bytes} B"),
         Part("adapter", held.trained, f"{plan.trainable:,} x {plan.adapter_bytes} B"),
-        Part("optimizer states", held.states, states),
+        Part("optimizer states", held.states, _states(plan, held)),
         *factors_and_room(plan),
     )
+
+
+def _states(plan: Plan, held: Weights) -> str:
+    """How the optimizer's states are counted."""
+    if by_sides(plan):
+        return f"4 B for each row and column of the trained matrices, {plan.optimizer}"
+    value = plan.base_bytes if plan.trains_base else plan.adapter_bytes
+    text = f"{plan.trainable:,} x {state_bytes(plan.optimizer, value):g} B, {plan.optimizer}"
+    return f"{text}; paged ones not counted" if held.paged else text
 
 
 def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
@@ -114,12 +119,12 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
         backward = (*backward, _first_gradients(plan, held), *_head_gradient(plan))
     nearly = 1 - 1 / plan.architecture.layers
     last = (_gradients(held, nearly, "of all layers but one"), *_again(widest, wide))
-    ended = (_gradients(held, 1.0, "of all layers"), *_embedding_gradient(plan))
+    every = _gradients(held, 1.0, "of all layers")
+    ended = (every, *_embedding_gradient(plan))
     passing = backward_moments(plan, wide, again=again)
     found = {name: (*backward, *parts) for name, parts in passing.items()}
     if plan.checkpointing and plan.trains_base and plan.base_bytes == 4:
         found["backward of the feed-forward block, first layer"] = (*last, *first_block(plan, wide))
-        every = _gradients(held, 1.0, "of all layers")
         found["backward of attention, first layer"] = (every, *first_attention(plan, wide))
     if plan.lowest is not None:
         found |= _highest_again(plan, held, kinds)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from peftcli.architecture.config import Architecture
 from peftcli.estimate.gpus import Gpu
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.weights import weights
-from peftcli.estimate.widths import stream_norms
 
 PASSES = {"adafactor": 40.0, "adamw_torch": 22.0}
 """Times that something as large as the gradients is read or written. Unfused AdamW's are counted;
@@ -49,11 +49,18 @@ def host_seconds(plan: Plan) -> float:
 def _tensors(plan: Plan) -> int:
     """How many tensors are trained, near enough."""
     if plan.trains_base:
-        norms = stream_norms(plan.architecture) * plan.architecture.layers
-        return sum(x.count for x in plan.architecture.linears) + norms
+        return _of_base(plan.architecture)
     layers = plan.architecture.layers if plan.layers is None else len(plan.layers)
     factors = 3 if plan.magnitudes else 2
     return factors * sum(x.count for x in plan.targets) + 4 * layers * plan.sites
+
+
+def _of_base(architecture: Architecture) -> int:
+    """Tensors of the whole model; the experts of a layer are stacked."""
+    biases = sum(x.count * x.bias for x in architecture.linears)
+    linears = sum(x.count for x in architecture.linears) - architecture.tied_embeddings
+    others = sum(max(1, len(x.layers)) for x in architecture.tensors)
+    return linears + biases + others + sum(len(x.layers) for x in architecture.experts)
 
 
 def _large(plan: Plan) -> int:

@@ -67,7 +67,7 @@ def weights(plan: Plan) -> Weights:
     paged = paged_elements(plan)
     each = state_bytes(plan.optimizer, size)
     total = plan.trainable * each + _embedding_states(plan)
-    if plan.optimizer == "adafactor" and plan.targets:
+    if by_sides(plan):
         total = _sides(plan)
     leaves = paged * each if plan.optimizer.startswith("paged") else 0.0
     return Weights(
@@ -147,6 +147,11 @@ def state_bytes(optimizer: str, value_bytes: int) -> float:
     known = STATE_BYTES.get(optimizer, 2.0 * value_bytes)
     scales = 4 / SUPER_BLOCK * known if optimizer.endswith("8bit") else 0.0
     return known + scales
+
+
+def by_sides(plan: Plan) -> bool:
+    """Whether states follow the sides of low-rank factors, which are long for their values."""
+    return plan.optimizer == "adafactor" and bool(plan.targets)
 
 
 def _sides(plan: Plan) -> float:

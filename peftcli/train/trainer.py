@@ -94,6 +94,8 @@ class RecipeTrainer(EvaluatingTrainer):
         if from_bitsandbytes(optimizer):
             self._flat = FlatParameters(optimizer)
             without_waits(optimizer)
+        if isinstance(optimizer, torch.optim.SGD):
+            optimizer.register_load_state_dict_post_hook(_as_made)
         self._stepped = [p for group in optimizer.param_groups for p in group["params"]]
         stops = self._health.on_nonfinite == "stop" and not self._health.scaled
         if self.late and stops:
@@ -213,3 +215,9 @@ class RecipeTrainer(EvaluatingTrainer):
             model.zero_grad(set_to_none=True)
             self.optimizer.zero_grad(set_to_none=True)
         return norm
+
+
+def _as_made(optimizer: torch.optim.Optimizer) -> None:
+    """Step as this run does: a checkpoint says of its groups what kernel its own run had."""
+    for group in optimizer.param_groups:
+        group["fused"] = optimizer.defaults["fused"]

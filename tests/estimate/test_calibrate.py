@@ -120,6 +120,17 @@ def test_a_run_is_quiet_where_kernels_started_nearly_as_fast_as_ever() -> None:
     assert old == {"case": "of before", "quiet": True}
 
 
+def test_a_second_run_that_fails_does_not_take_the_place_of_the_first() -> None:
+    faster = load()._faster
+    slow, fast = (
+        {"measured": {"step_seconds": seconds}, "launching_seconds": seconds}
+        for seconds in (2.0, 1.0)
+    )
+    failed = {"measured": None, "failed": "out of memory", "launching_seconds": 0.5}
+    assert faster(slow, fast) == faster(fast, slow) == fast
+    assert faster(slow, failed) is faster(failed, slow) is faster(None, slow) is slow
+
+
 def test_cases_are_drawn_at_random_but_the_same_for_the_same_seed() -> None:
     module = load()
     held = module.HELD_OUT.split("\n")[1:-1]

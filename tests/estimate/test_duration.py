@@ -17,7 +17,7 @@ from peftcli.estimate.duration import (
 from peftcli.estimate.gpus import find_gpu, unknown_gpu
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.step_model import FUSED_LORA, TRL_DORA
-from peftcli.estimate.updating import TENSOR_SECONDS, update_seconds
+from peftcli.estimate.updating import STEP_SECONDS, TENSOR_SECONDS, host_seconds, update_seconds
 
 NAME = "llama-3.1-8b"
 BODY = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
@@ -135,6 +135,16 @@ def test_an_optimizer_that_goes_through_its_tensors_keeps_the_cpu_busy() -> None
     more = found[1, "adafactor"] - found[1, "adamw_torch_fused"]
     assert more == pytest.approx(tensors * TENSOR_SECONDS["adafactor"])
     assert found[1024, "adafactor"] == pytest.approx(found[1024, "adamw_torch_fused"], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors"),
+    [("llama-3.2-1b", 146), ("qwen3-30b-a3b", 531), ("gpt-oss-20b", 411), ("gpt2", 148)],
+)
+def test_full_fine_tuning_steps_biases_and_experts_too(name: str, tensors: int) -> None:
+    """As many as `len(list(model.parameters()))` in transformers 5.23."""
+    spent = host_seconds(full(name, optimizer="adafactor")) - STEP_SECONDS
+    assert spent == pytest.approx(tensors * TENSOR_SECONDS["adafactor"])
 
 
 def test_the_update_counts_once_a_step_however_many_micro_batches_it_has() -> None:

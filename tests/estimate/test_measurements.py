@@ -6,7 +6,8 @@ Runs that were held out must meet the same bars, but for what KNOWN names.
 
 A slow CPU lengthens some steps. Their time is held to the bar where the CPU was at rest (`quiet`).
 In the pass in which the held-out runs were measured others used it: what does not wait for it took
-as long as before, the rest up to 2.8 times as long, for a minute or more on end.
+as long as before, the rest up to 2.8 times as long, for a minute or more on end. All runs of that
+pass are stored as not quiet; scripts/calibrate marks new ones by what it measures beside each.
 
 The runs of a pass shared one process; what earlier ones had left in managed memory, which
 bitsandbytes never frees, is not in what the card shows.

@@ -253,6 +253,9 @@ def test_adafactor_keeps_the_means_of_rows_and_columns() -> None:
     plan = replace(low_rank("llama-3.2-1b", targets=["q_proj"]), optimizer="adafactor")
     assert weights(plan).states == 16 * 4 * (2048 + 2048 + 2 * plan.rank)
     assert weights(replace(plan, magnitudes=True)).states - weights(plan).states == 16 * 4 * 2048
+    told = {part.name: part.formula for part in training_peak(plan).parts}["optimizer states"]
+    assert "4 B for each row and column" in told
+    assert f"{plan.trainable:,}" not in told
 
 
 def test_the_allocator_holds_more_beside_scores_and_less_beside_dropout() -> None:

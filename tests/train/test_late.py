@@ -18,7 +18,7 @@ from poison import poison
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from transformers import LlamaModel, TrainerCallback
+from transformers import LlamaModel, Trainer, TrainerCallback
 
 from peftcli.errors import ExitCode, NumericalError
 from peftcli.events import Event, Note, Step
@@ -32,7 +32,7 @@ from peftcli.train.trainer import RecipeTrainer
 
 Late = Callable[[], "Held"]
 GUARDED, EMPTIED = "adamw_torch_fused", "paged_adamw_32bit"
-"""Leaves a bad step out, gets zeros instead, steps only when the figures were read."""
+"""Leaves a bad step out, gets zeros instead."""
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -197,6 +197,31 @@ def test_a_run_that_reads_late_is_the_same_run(
     run(recipe(base, rows, other, 0.1, **training), Options(resume=True), lambda event: None)
     assert lines(one) == lines(other)
     assert all(torch.equal(t, adapter(other / "adapter")[name]) for name, t in weights.items())
+
+
+def test_a_checkpoint_in_which_sgd_was_not_fused_is_gone_on_from(
+    base_model: Path,
+    rows: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As earlier versions wrote them; the kernel that reads the guard's verdict is used again."""
+    output, name = tmp_path / "run", "get_optimizer_cls_and_kwargs"
+    loaded = recipe(base_model, rows, output, optimizer="sgd")
+    with monkeypatch.context() as before:
+        before.setattr(RecipeTrainer, name, staticmethod(Trainer.get_optimizer_cls_and_kwargs))
+        run(loaded, Options(), lambda event: None)
+    weights, last = adapter(output / "adapter"), output / "checkpoints" / "checkpoint-12"
+    assert torch.load(last / "optimizer.pt")["param_groups"][0]["fused"] is None
+    manifest = json.loads((output / "run.json").read_text())
+    (output / "run.json").write_text(json.dumps(manifest | {"status": "running"}))
+    (last / "adapter_model.safetensors").unlink()
+    late = request.getfixturevalue("late")
+    run(loaded, Options(resume=True), lambda event: None)
+    assert all(group["fused"] for group in late().trainer.optimizer.param_groups)
+    found = adapter(output / "adapter")
+    assert all(torch.allclose(t, found[key], atol=1e-7) for key, t in weights.items())
 
 
 def bad_step(base: Path, rows: Path, output: Path) -> tuple[int, str]:
