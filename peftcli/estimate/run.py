@@ -156,7 +156,7 @@ def _offload_needs(recipe: Recipe, question: Question) -> float:
 def _merge(recipe: Recipe, plan: Plan) -> MergeEstimate | None:
     if not recipe.method.mergeable:
         return None
-    rounded = plan.quantization is not None
+    rounded = plan.quantization in ("nf4", "fp4")  # fp8 is rounded row by row
     return merge_estimate(plan.architecture, plan.trainable, rounded=rounded)
 
 

@@ -206,6 +206,9 @@ def test_merging_is_told_where_it_can_be_done() -> None:
     assert four is not None
     coded = 5 / 8 * 3 * 14336 * 4096 / 2**30  # of the largest matrices of a layer, at least
     assert lora.host_gib + coded < four.host_gib < lora.host_gib + 2 * coded
+    eight = estimate(method={"name": "lora", "quantization": "fp8"}, gpu="h200").merge
+    assert eight is not None
+    assert eight.host_gib == lora.host_gib
     assert estimate(method="adapter", gpu="h200").merge is None
 
 
