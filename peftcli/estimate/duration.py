@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from peftcli.architecture.config import Linear
+from peftcli.estimate.flops import flops_per_token, layer_flops, linears_of_layers
 from peftcli.estimate.gpus import Gpu, Speed
-from peftcli.estimate.layer import first_kept, kept_layers, kept_per_token
+from peftcli.estimate.layer import kept_layers, kept_per_token
 from peftcli.estimate.memory import host_bytes
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.updating import host_seconds, update_seconds
@@ -155,7 +155,7 @@ def _gpu_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
     expanded = passes(plan) * 2.5 * weights(plan).elements / min(bandwidth, plan.step.expansion)
     launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
     weighed = plan.step.weight_traffic * _weighed(plan) * forward_passes(plan) / bandwidth
-    saved = _layer_flops(plan) * (1 - 1 / plan.step.products_speed)
+    saved = layer_flops(plan) * (1 - 1 / plan.step.products_speed)
     attended = rate * plan.step.attention_share
     if plan.architecture.head_size <= SMALL_HEADS:
         attended *= SMALL_HEADS_SHARE
@@ -176,7 +176,7 @@ def _traffic(plan: Plan) -> float:
     """How often each kept byte is moved; less often where few linears have factors."""
     if not plan.rank:
         return plan.step.traffic
-    every = sum(x.count * (x.inputs + x.outputs) for x in _linears(plan))
+    every = sum(x.count * (x.inputs + x.outputs) for x in linears_of_layers(plan))
     adapted = sum(x.count * (x.inputs + x.outputs) for x in plan.targets if x.kind != "head")
     return plan.step.traffic - plan.step.factor_traffic * max(0.0, 1 - adapted / every)
 
@@ -212,57 +212,3 @@ def passes(plan: Plan) -> float:
 def forward_passes(plan: Plan) -> float:
     """Those of them that go forward."""
     return 1 + plan.again / plan.architecture.layers
-
-
-def flops_per_token(plan: Plan, tokens_per_row: float) -> tuple[float, float]:
-    """FLOPs of matrix products and of attention that a token costs, recomputation included.
-
-    It attends to what precedes it in a row of that many tokens. A frozen weight needs its input's
-    gradient only: two products instead of three.
-    """
-    architecture = plan.architecture
-    head = architecture.vocab_size * architecture.hidden_size
-    head_factor = 6.0 if plan.trains_base or plan.trains_head else 4.0
-    if plan.loss == "chunked":
-        head_factor += plan.step.head_again
-    products = _layer_flops(plan) + head_factor * head + _update_flops(plan)
-    width = architecture.heads * architecture.head_size
-    span = min(tokens_per_row, architecture.sliding_window or tokens_per_row)
-    forward = 2.0 * width * span
-    kept = architecture.layers - first_kept(plan)
-    attention = first_kept(plan) + kept * 3.5 + _computed_again(plan)
-    return float(products), forward * attention
-
-
-def _update_flops(plan: Plan) -> int:
-    """FLOPs of a token's products with the adapters; embeddings are looked up, not multiplied."""
-    values = sum(x.count * plan.rank_of(x) * (x.inputs + x.outputs) for x in plan.targets)
-    layers = plan.architecture.layers if plan.layers is None else len(plan.layers)
-    values += layers * plan.sites * 2 * plan.bottleneck * plan.architecture.hidden_size
-    return 6 * values
-
-
-@lru_cache(1024)
-def _layer_flops(plan: Plan) -> float:
-    """FLOPs of a token's products with the weights of the layers.
-
-    Layers below the lowest adapter run forward only.
-    """
-    architecture, linears = plan.architecture, _linears(plan)
-    body = sum(x.count * x.weights for x in linears)
-    body += sum(e.parameters() // e.count * e.active for e in architecture.experts)
-    below = first_kept(plan) / architecture.layers
-    passes = body * (2 * below + (6 if plan.trains_base else 4) * (1 - below))
-    if not plan.step.last_again:
-        body -= sum(x.count * x.weights for x in linears if x.suffix == "down_proj")
-    return passes + 2 * body * _computed_again(plan) / architecture.layers
-
-
-def _linears(plan: Plan) -> list[Linear]:
-    """Those of the layers."""
-    return [x for x in plan.architecture.linears if x.kind not in ("head", "vision")]
-
-
-def _computed_again(plan: Plan) -> int:
-    """Layers that run forward twice."""
-    return max(0, plan.again - first_kept(plan))

@@ -10,9 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from peftcli.estimate.gradients import (
+    embedding_gradient,
+    end_to_end,
+    first_gradients,
+    gradients,
+    head_gradient,
+    temporaries_of_update,
+)
 from peftcli.estimate.groups import factors_and_room
 from peftcli.estimate.layer import (
-    STAY,
     Kinds,
     attention_masks,
     before_the_first_adapter,
@@ -110,17 +117,17 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
     widest, wide = max(kinds, key=lambda kind: kept_per_token(*kind))
     forward = _kept(plan, kinds)
     if plan.accumulation > 1:
-        forward = (*forward, _gradients(held, 1.0, "of the micro-batches before"))
+        forward = (*forward, gradients(held, 1.0, "of the micro-batches before"))
     cast = (*forward, *_base_copies(plan, forward=True))
     forward = (*forward, *_base_copies(plan))
     again = plan.checkpointing and plan.lowest is None  # the last layer, whose turn is first
     backward = (*forward, *(_again(widest, wide) if again else ()))
     if plan.accumulation == 1 and plan.checkpointing:
-        backward = (*backward, _first_gradients(plan, held), *_head_gradient(plan))
+        backward = (*backward, first_gradients(plan, held), *head_gradient(plan))
     nearly = 1 - 1 / plan.architecture.layers
-    last = (_gradients(held, nearly, "of all layers but one"), *_again(widest, wide))
-    every = _gradients(held, 1.0, "of all layers")
-    ended = (every, *_embedding_gradient(plan))
+    last = (gradients(held, nearly, "of all layers but one"), *_again(widest, wide))
+    every = gradients(held, 1.0, "of all layers")
+    ended = (every, *embedding_gradient(plan))
     passing = backward_moments(plan, wide, again=again)
     found = {name: (*backward, *parts) for name, parts in passing.items()}
     if plan.checkpointing and plan.trains_base and plan.base_bytes == 4:
@@ -142,9 +149,9 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
         "end of the backward pass": (*last, *expanded(plan, wide, 2.0)),
         "gradient of the embedding": ended,
         "optimizer step": (
-            _gradients(held, 1.0, "of all layers"),
-            *_end_to_end(plan, held),
-            *_update(plan),
+            gradients(held, 1.0, "of all layers"),
+            *end_to_end(plan, held),
+            *temporaries_of_update(plan),
         ),
     }
 
@@ -192,7 +199,7 @@ def _highest_again(plan: Plan, held: Weights, kinds: Kinds) -> dict[str, tuple[P
     inputs = _kept(replace(plan, lowest=None), _below(kinds, plan.again))
     own, wide = max(kinds, key=lambda kind: kept_per_token(*kind))
     share = 1 - plan.again / plan.architecture.layers
-    there = (*inputs, *_again(own, wide), _gradients(held, share, "of the layers above"))
+    there = (*inputs, *_again(own, wide), gradients(held, share, "of the layers above"))
     return {
         f"{name}, computed again": (*there, *parts)
         for name, parts in backward_moments(plan, wide, again=True).items()
@@ -242,58 +249,5 @@ def _again(plan: Plan, wide: Widths) -> tuple[Part, ...]:
     return (Part("recomputed layer", plan.tokens * each, text),)
 
 
-def _gradients(held: Weights, share: float, what: str) -> Part:
-    return Part("gradients", held.gradients * share, what)
-
-
-def _first_gradients(plan: Plan, held: Weights) -> Part:
-    """Those beside the inputs of layers, which get fewer as the gradients get more.
-
-    Where inputs wait in host memory there are as many at the second layer as at the last one.
-    """
-    layers = plan.architecture.layers
-    if plan.offload:
-        return _gradients(held, max(1, layers - STAY) / layers, "of all layers but two")
-    return _gradients(held, 1 / layers, "of the last layer")
-
-
-def _end_to_end(plan: Plan, held: Weights) -> tuple[Part, ...]:
-    """The copy of small gradients in one tensor, while the single ones are still there."""
-    if not plan.flat or plan.trains_base:
-        return ()
-    return (Part("gradients end to end", held.gradients, "a copy for the optimizer"),)
-
-
-def _head_gradient(plan: Plan) -> tuple[Part, ...]:
-    if not plan.trains_base:
-        return ()
-    size = float(plan.base_bytes * _largest(plan))
-    return (Part("gradient of the head", size, "there before the layers' own"),)
-
-
 def _chunks(plan: Plan) -> tuple[Part, ...]:
     return (head_chunks(plan),) if plan.trains_base and plan.base_bytes == 4 else ()
-
-
-def _embedding_gradient(plan: Plan) -> tuple[Part, ...]:
-    """The gradient of a tied embedding, before it is added to the head's and to earlier ones."""
-    if not (plan.trains_base and plan.architecture.tied_embeddings):
-        return ()
-    copies = 2 if plan.accumulation > 1 else 1
-    size = float(copies * plan.adapter_bytes * _largest(plan))
-    return (Part("gradient of the embedding", size, "beside the sum"),)
-
-
-def _update(plan: Plan) -> tuple[Part, ...]:
-    """What an optimizer makes while it steps: transformers' Adafactor for the largest weight."""
-    if plan.optimizer == "adamw_torch":
-        size = weights(plan).gradients
-        return (Part("roots of the second moments", size, "of all values at once"),)
-    if plan.optimizer != "adafactor" or not plan.trains_base:
-        return ()
-    size = 2.0 * plan.adapter_bytes * _largest(plan)
-    return (Part("update of the largest weight", size, "and the squares that it is scaled by"),)
-
-
-def _largest(plan: Plan) -> int:
-    return plan.architecture.vocab_size * plan.architecture.hidden_size

@@ -10,10 +10,10 @@ from estimate_plans import described, full, low_rank, quantized
 from peftcli.estimate.duration import (
     Lengths,
     duration,
-    flops_per_token,
     micro_batch_seconds,
     step_seconds,
 )
+from peftcli.estimate.flops import flops_per_token
 from peftcli.estimate.gpus import find_gpu, unknown_gpu
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.step_model import FUSED_LORA, TRL_DORA

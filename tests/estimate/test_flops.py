@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from peftcli.adapters import wrap
 from peftcli.architecture.config import architecture_from
-from peftcli.estimate.duration import flops_per_token
 from peftcli.estimate.facts import plan_of
+from peftcli.estimate.flops import flops_per_token
 from peftcli.estimate.gpus import find_gpu
 from peftcli.recipe.schema import Recipe
 

@@ -9,9 +9,10 @@ import pytest
 from estimate_plans import houlsby, low_rank, quantized
 
 from peftcli.architecture.config import linear_shapes
-from peftcli.estimate.duration import Lengths, flops_per_token, micro_batch_seconds, step_seconds
+from peftcli.estimate.duration import Lengths, micro_batch_seconds, step_seconds
 from peftcli.estimate.facts import fused_step_of
 from peftcli.estimate.fit import candidates, choose, fewest_again, verdict
+from peftcli.estimate.flops import flops_per_token
 from peftcli.estimate.gpus import GIB, find_gpu, unknown_gpu
 from peftcli.estimate.memory import training_peak
 from peftcli.estimate.plan import Plan
