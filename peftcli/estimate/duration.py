@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from peftcli.estimate.flops import flops_per_token, layer_flops, linears_of_layers
+from peftcli.estimate.flops import flops_per_token, layer_flops
 from peftcli.estimate.gpus import Gpu, Speed
-from peftcli.estimate.layer import kept_layers, kept_per_token
+from peftcli.estimate.layer import kept_layers, kept_per_token, scores_kept
 from peftcli.estimate.memory import host_bytes
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.updating import host_seconds, update_seconds
@@ -147,14 +147,18 @@ def _gpu_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
     """What the GPU needs for it, while the CPU is ahead."""
     computed = lengths.computed(plan)
     tokens = plan.micro_batch * computed
-    products, attention = flops_per_token(plan, lengths.packed or computed)
+    eager = plan.kernel == "eager"  # which masks what it has computed, where rows are packed too
+    products, attention = flops_per_token(plan, computed if eager else lengths.packed or computed)
     rate = gpu.tflops * 1e12 * gpu.attained
     bandwidth = gpu.bandwidth_gb_s * 1e9 * BANDWIDTH_SHARE
     again = 1.0 + 0.4 * plan.again / plan.architecture.layers
-    moved = again * _traffic(plan) * _kept(plan) / bandwidth
+    moved = again * (_moved(plan) + _moved_scores(plan) * computed / plan.length) / bandwidth
     expanded = passes(plan) * 2.5 * weights(plan).elements / min(bandwidth, plan.step.expansion)
     launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
     weighed = plan.step.weight_traffic * _weighed(plan) * forward_passes(plan) / bandwidth
+    if plan.trains_base:
+        trained = sum(x.count * x.weights for x in plan.architecture.linears)
+        weighed += plan.step.trained_traffic * trained / bandwidth
     saved = layer_flops(plan) * (1 - 1 / plan.step.products_speed)
     attended = rate * plan.step.attention_share
     if plan.architecture.head_size <= SMALL_HEADS:
@@ -172,19 +176,19 @@ def _waiting(seconds: float, copying: float) -> float:
 
 
 @lru_cache(1024)
-def _traffic(plan: Plan) -> float:
-    """How often each kept byte is moved; less often where few linears have factors."""
-    if not plan.rank:
-        return plan.step.traffic
-    every = sum(x.count * (x.inputs + x.outputs) for x in linears_of_layers(plan))
-    adapted = sum(x.count * (x.inputs + x.outputs) for x in plan.targets if x.kind != "head")
-    return plan.step.traffic - plan.step.factor_traffic * max(0.0, 1 - adapted / every)
+def _moved(plan: Plan) -> float:
+    """Bytes per token that element-wise work of all layers moves, computing again aside."""
+    layers = kept_layers(plan)
+    kept = sum(kind.layers * (kept_per_token(own, kind) - scores_kept(own)) for own, kind in layers)
+    adapted = 2.0 * sum(x.count * (x.inputs + x.outputs) for x in plan.targets if x.kind != "head")
+    return plan.step.traffic * kept + plan.step.adapted_traffic * adapted
 
 
 @lru_cache(1024)
-def _kept(plan: Plan) -> float:
-    """Bytes per token that all layers keep."""
-    return sum(kind.layers * kept_per_token(own, kind) for own, kind in kept_layers(plan))
+def _moved_scores(plan: Plan) -> float:
+    """The same of the eager kernel's scores, in the longest row."""
+    scores = sum(kind.layers * scores_kept(own) for own, kind in kept_layers(plan))
+    return plan.step.scores_traffic * scores
 
 
 def _floor_seconds(plan: Plan) -> float:

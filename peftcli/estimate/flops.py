@@ -22,8 +22,11 @@ def flops_per_token(plan: Plan, tokens_per_row: float) -> tuple[float, float]:
         head_factor += plan.step.head_again
     products = layer_flops(plan) + head_factor * head + _update_flops(plan)
     width = architecture.heads * architecture.head_size
-    span = min(tokens_per_row, architecture.sliding_window or tokens_per_row)
-    forward = 2.0 * width * span
+    if plan.kernel == "eager":  # all pairs, which are masked then
+        forward = 4.0 * width * tokens_per_row
+    else:
+        span = min(tokens_per_row, architecture.sliding_window or tokens_per_row)
+        forward = 2.0 * width * span
     kept = architecture.layers - first_kept(plan)
     attention = first_kept(plan) + kept * 3.5 + _computed_again(plan)
     return float(products), forward * attention

@@ -141,13 +141,19 @@ def before_the_first_adapter(plan: Plan, widths: Widths) -> float:
 
 def attention_kept(plan: Plan, widths: Widths) -> float:
     """What a mask or the eager kernel adds: repeated keys, the mask, the whole score matrix."""
-    heads = plan.architecture.heads
     repeated = 4 * (widths.query - widths.key)
     if plan.kernel == "masked":
         return repeated + 2 * plan.length
     if plan.kernel == "eager":
-        return repeated + (plan.step.kept_scores + softcap(plan)) * heads * plan.length
+        return repeated + scores_kept(plan)
     return 0.0
+
+
+def scores_kept(plan: Plan) -> float:
+    """Of that, the eager kernel's scores: every pair of tokens, inside a window or not."""
+    if plan.kernel != "eager":
+        return 0.0
+    return (plan.step.kept_scores + softcap(plan)) * plan.architecture.heads * plan.length
 
 
 def attention_masks(plan: Plan) -> float:

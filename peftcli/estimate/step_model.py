@@ -93,15 +93,19 @@ class StepModel:
     expanded into a buffer that stays (peftcli/train/fast/four_bit.py)."""
     base_copies: float = 0.0
     """16-bit copies of float32 base weights that the backward pass needs, per weight."""
-    traffic: float = 18.0
+    traffic: float = 16.0
     """How often each kept byte is moved in element-wise work: time, not memory."""
-    factor_traffic: float = 0.0
-    """Of that, what products with the factors move, if all linears have some."""
+    scores_traffic: float = 18.5
+    """The same of the scores that eager attention keeps."""
+    adapted_traffic: float = 14.7
+    """What is moved for each input and output of adapted linears, of 2 bytes, beside that."""
     weight_traffic: float = 0.0
     """Bytes moved for each weight that DoRA measures, in each forward pass: time, not memory."""
+    trained_traffic: float = 0.0
+    """Bytes moved for each trained weight of the base in a micro-batch: casts and gradients."""
     expansion: float = 853e9
     """Bytes per second at which 4-bit weights are expanded, on an H200."""
-    launch_seconds: float = 0.0014
+    launch_seconds: float = 0.0006
     """Per layer and pass (forward, again, backward), beside what the GPU computes."""
     floor_seconds: float = 0.00176
     """Per layer and pass: what a CPU needs to start the kernels, however little they do. From short
@@ -127,8 +131,6 @@ TRL_LORA_DROPOUT = replace(
     TRL_LORA,
     name=f"{TRL_LORA.name}, with dropout",
     peak_mlp=10.0,
-    traffic=21.0,
-    launch_seconds=0.0007,
 )
 TRL_QLORA = replace(
     TRL_LORA,
@@ -136,10 +138,14 @@ TRL_QLORA = replace(
     inputs_shared=True,
     peak_mlp=4.0,
     peak_hidden=2.0,
-    traffic=15.0,
+    adapted_traffic=7.3,
 )
 TRL_QLORA_DROPOUT = replace(
-    TRL_LORA_DROPOUT, name=f"{TRL_QLORA.name}, with dropout", peak_mlp=2.0, peak_hidden=10.0
+    TRL_LORA_DROPOUT,
+    name=f"{TRL_QLORA.name}, with dropout",
+    peak_mlp=2.0,
+    peak_hidden=10.0,
+    adapted_traffic=TRL_QLORA.adapted_traffic,
 )
 TRL_DORA = replace(
     TRL_LORA,
@@ -147,9 +153,11 @@ TRL_DORA = replace(
     peak_mlp=14.0,
     peak_counted=0.0,
     peak_hidden=-2.0,
-    traffic=38.0,
-    weight_traffic=88.0,
-    launch_seconds=0.0006,
+    traffic=4.1,
+    scores_traffic=25.0,
+    adapted_traffic=70.0,
+    weight_traffic=86.0,
+    launch_seconds=0.0011,
 )
 TRL_DORA_QUANTIZED = replace(
     TRL_DORA,
@@ -159,7 +167,6 @@ TRL_DORA_QUANTIZED = replace(
     float32_outputs=True,
     stream=4.0,
     peak_mlp=10.0,
-    traffic=27.0,
     floor_quantised=0.0018,
 )
 TRL_BOTTLENECK = replace(
@@ -168,13 +175,15 @@ TRL_BOTTLENECK = replace(
     peak_mlp=6.0,
     peak_hidden=0.0,
     kept_other=4.0,
+    traffic=18.0,
     launch_seconds=0.0007,
 )
 TRL_FULL = replace(
     TRL_LORA,
     name="TRL, full fine-tuning in 16 bits",
-    traffic=15.0,
-    launch_seconds=0.0001,
+    traffic=11.7,
+    trained_traffic=110.0,
+    launch_seconds=0.0,
     floor_seconds=0.00178,
     kept_query_norm=6.0,
     kept_other=8.0,
@@ -219,13 +228,13 @@ FUSED_LORA = StepModel(
     head_again=0.0,
     adapter_copies=0.0,
     in_groups=True,
-    traffic=14.0,
-    factor_traffic=7.7,
+    traffic=7.8,
+    adapted_traffic=3.7,
     expansion=2.5e12,
-    launch_seconds=0.0001,
+    launch_seconds=0.0,
     floor_seconds=0.00113,
     floor_quantised=0.00025,
-    attention_share=1.0,
+    attention_share=0.9,
 )
 FUSED_FP8 = replace(
     FUSED_LORA,
@@ -233,7 +242,8 @@ FUSED_FP8 = replace(
     peak_mlp=4.0,
     peak_hidden=6.0,
     mlp_parts=None,
-    traffic=16.0,
+    traffic=9.6,
+    adapted_traffic=4.5,
     products_speed=2.0,
     floor_seconds=0.00142,
     floor_quantised=0.0,
@@ -246,5 +256,5 @@ FUSED_BOTTLENECK = replace(
     peak_adapter=8.0,
     last_again=True,
     adapter_copies=2.0,
-    traffic=10.5,
+    traffic=10.6,
 )
