@@ -17,7 +17,7 @@ from peftcli.estimate.memory import host_bytes
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.updating import host_seconds, update_seconds
 from peftcli.estimate.weights import weights
-from peftcli.estimate.widths import stream_norms
+from peftcli.estimate.widths import has_query_norms, stream_norms
 
 BANDWIDTH_SHARE = 1.0
 LOAD_BYTES_PER_SECOND = 1.0e9
@@ -154,7 +154,8 @@ def _gpu_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
     again = 1.0 + 0.4 * plan.again / plan.architecture.layers
     moved = again * (_moved(plan) + _moved_scores(plan) * computed / plan.length) / bandwidth
     expanded = passes(plan) * 2.5 * weights(plan).elements / min(bandwidth, plan.step.expansion)
-    launches = plan.step.launch_seconds * passes(plan) * plan.architecture.layers
+    small = plan.step.launch_seconds + plan.step.launch_adapted * _adapted(plan)
+    launches = small * passes(plan) * plan.architecture.layers
     weighed = plan.step.weight_traffic * _weighed(plan) * forward_passes(plan) / bandwidth
     if plan.trains_base:
         trained = sum(x.count * x.weights for x in plan.architecture.linears)
@@ -194,13 +195,22 @@ def _moved_scores(plan: Plan) -> float:
 def _floor_seconds(plan: Plan) -> float:
     """What the CPU needs for the kernels of one micro-batch."""
     step = plan.step
+    layers = plan.architecture.layers
     each = step.floor_seconds + step.floor_quantised * bool(weights(plan).elements)
-    more = (stream_norms(plan.architecture) + 2) / 4  # Gemma's four norms, and what is around them
-    seconds = each * more * passes(plan) * plan.architecture.layers + step.floor_again * plan.again
+    each += step.floor_adapted * _adapted(plan)
+    norms = stream_norms(plan.architecture)  # Gemma has four, and more around them
+    if has_query_norms(plan.architecture) and not step.in_groups:
+        norms += 1
+    seconds = each * (norms + 2) / 4 * passes(plan) * layers + step.floor_again * plan.again
     if plan.magnitudes:
         weighed = sum(x.count for x in plan.targets) * forward_passes(plan)
         seconds += step.floor_magnitude * weighed
     return seconds
+
+
+def _adapted(plan: Plan) -> float:
+    """Adapted linears of a layer, in the mean."""
+    return sum(x.count for x in plan.targets if x.kind != "head") / plan.architecture.layers
 
 
 def _weighed(plan: Plan) -> int:

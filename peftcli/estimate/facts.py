@@ -107,10 +107,15 @@ def step_of(plan: Plan) -> StepModel:
     if plan.magnitudes and plan.base_bytes < 4 and reached:
         return TRL_DORA_QUANTIZED if few else TRL_DORA
     if few:
-        return TRL_QLORA_DROPOUT if plan.dropout else TRL_QLORA
-    if plan.base_bytes == 4:
-        return TRL_LORA_FLOAT32
-    return TRL_LORA_DROPOUT if plan.dropout else TRL_LORA
+        step = TRL_QLORA_DROPOUT if plan.dropout else TRL_QLORA
+    elif plan.base_bytes == 4:
+        step = TRL_LORA_FLOAT32
+    else:
+        step = TRL_LORA_DROPOUT if plan.dropout else TRL_LORA
+    if not plan.magnitudes:
+        return step
+    own = {name: getattr(TRL_DORA, name) for name in ("adapted_traffic", "weight_traffic")}
+    return replace(step, **own)
 
 
 def attention_of(

@@ -25,7 +25,7 @@ WIDE_BAND = (0.85, 1.2)
 RESERVED = 0.02  # of allocated bytes: what the allocator usually holds beyond them
 RESERVED_AGAIN = 0.13  # of what is not there for the whole run, where layers are computed again
 RESERVED_SCORES = 0.23  # the same where that is scores of all pairs of tokens most of all
-RESERVED_DROPOUT = 0.09  # and where there is dropout: its blocks are large and alike
+RESERVED_ALIKE = 0.09  # and with dropout or bottlenecks, whose blocks are large and alike
 FRAGMENTS = 1.05  # what the caching allocator holds beyond allocated bytes, at the fullest
 
 
@@ -52,11 +52,10 @@ def need(plan: Plan, gpu: Gpu) -> Need:
     likely = max(step, loading_peak(plan))
     known = plan.architecture.exact and plan.architecture.model_type in CALIBRATED
     low, high = BAND if known else WIDE_BAND
-    gaps = RESERVED * likely
-    if plan.checkpointing:  # blocks of many sizes come and go
-        share = plan.again / plan.architecture.layers
-        gaps = max(gaps, _gaps(plan, peak) * share * peak.passing)
-    reserved = likely + gaps
+    share = plan.again / plan.architecture.layers  # where blocks of many sizes come and go
+    gaps = _gaps(plan, peak) * share * peak.passing
+    with_copy = peak.with_copy + gpu.workspace + gaps
+    reserved = max(likely + max(RESERVED * likely, gaps), with_copy)
     return Need(
         allocated=(low * likely, likely, high * likely),
         step=step,
@@ -70,7 +69,7 @@ def need(plan: Plan, gpu: Gpu) -> Need:
 def _gaps(plan: Plan, peak: Peak) -> float:
     if any(part.name == "attention scores" for part in peak.parts):
         return RESERVED_SCORES
-    return RESERVED_DROPOUT if plan.dropout else RESERVED_AGAIN
+    return RESERVED_ALIKE if plan.dropout or plan.bottleneck else RESERVED_AGAIN
 
 
 def verdict(plan: Plan, gpu: Gpu, reserved: float = 0.0) -> Verdict:

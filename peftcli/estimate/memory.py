@@ -40,10 +40,11 @@ from peftcli.estimate.transients import (
     first_block,
     magnitudes,
 )
-from peftcli.estimate.weights import Weights, by_sides, state_bytes, weights
+from peftcli.estimate.weights import Weights, by_sides, scale_bytes, state_bytes, weights
 from peftcli.estimate.widths import Widths
 
 GIB = 2**30
+OPTIMIZER_STEP = "optimizer step"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,8 @@ class Peak:
     """Bytes that are there in this part of a step only: activations, gradients, temporaries."""
     paged: float
     """Bytes of optimizer states that are on the GPU too, but leave it when it is full."""
+    with_copy: float = 0.0
+    """Bytes held once the gradients are copied end to end, where what is free is too small."""
 
     @property
     def size(self) -> float:
@@ -71,11 +74,38 @@ def training_peak(plan: Plan) -> Peak:
     name = max(found, key=lambda key: sum(part.size for part in found[key]))
     parts = (*static_parts(plan, held), *found[name])
     passing = sum(part.size for part in found[name])
-    peak = Peak(name, tuple(part for part in parts if part.size), passing, held.paged)
+    peak = Peak(
+        *(name, tuple(part for part in parts if part.size), passing, held.paged),
+        with_copy=_with_copy(plan, held, found),
+    )
     if not plan.offload:
         return peak
     with_all = training_peak(replace(plan, offload=False))  # never less at any moment
     return min(with_all, peak, key=lambda found: found.size)
+
+
+ROOM = 0.4
+"""Of what a layer's backward pass leaves free in large blocks, the share that the copy of all
+gradients can use: in two runs of the grid at rank 256 and 64."""
+
+
+def _with_copy(plan: Plan, held: Weights, found: dict[str, tuple[Part, ...]]) -> float:
+    """What is held where that copy lies beyond most of what was there before.
+
+    The single gradients lie among what the layers' inputs leave free, and cut it up; with several
+    micro-batches they have been there since the first.
+    """
+    if plan.accumulation > 1:
+        return 0.0
+    copy = sum(part.size for part in end_to_end(plan, held))
+    fullest = max(
+        (parts for name, parts in found.items() if name != OPTIMIZER_STEP),
+        key=lambda parts: sum(part.size for part in parts),
+    )
+    pieces = ("activations", "gradients")
+    free = sum(part.size for part in fullest if part.name not in pieces)
+    before = sum(part.size for part in (*static_parts(plan, held), *fullest))
+    return before + copy - ROOM * free if copy > ROOM * free else 0.0
 
 
 def host_bytes(plan: Plan) -> float:
@@ -107,7 +137,8 @@ def _states(plan: Plan, held: Weights) -> str:
     if by_sides(plan):
         return f"4 B for each row and column of the trained matrices, {plan.optimizer}"
     value = plan.base_bytes if plan.trains_base else plan.adapter_bytes
-    text = f"{plan.trainable:,} x {state_bytes(plan.optimizer, value):g} B, {plan.optimizer}"
+    each = state_bytes(plan.optimizer, value) + scale_bytes(plan.optimizer)
+    text = f"{plan.trainable:,} x {each:g} B, {plan.optimizer}"
     return f"{text}; paged ones not counted" if held.paged else text
 
 
@@ -148,7 +179,7 @@ def moments(plan: Plan, held: Weights) -> dict[str, tuple[Part, ...]]:
         "backward of attention": (*forward, *attention_backward(plan, wide)),
         "end of the backward pass": (*last, *expanded(plan, wide, 2.0)),
         "gradient of the embedding": ended,
-        "optimizer step": (
+        OPTIMIZER_STEP: (
             gradients(held, 1.0, "of all layers"),
             *end_to_end(plan, held),
             *temporaries_of_update(plan),

@@ -13,7 +13,7 @@ from peftcli.estimate.gpus import Gpu
 from peftcli.estimate.memory import host_bytes
 from peftcli.estimate.plan import Mode, Plan
 from peftcli.estimate.result import Rows
-from peftcli.recipe.checks import packs
+from peftcli.recipe.checks import one_at_a_time, packs
 from peftcli.recipe.schema import Recipe
 
 
@@ -43,7 +43,8 @@ class Question:
         packing = packs(recipe, self.architecture)
         length = row_length(recipe, self.architecture, self.rows, packing)
         base = plan_of(recipe, self.architecture, self.gpu, length=length, packing=packing)
-        return candidates(base, fixed_micro_batch(recipe), fixed_mode(recipe))
+        alone = one_at_a_time(recipe, self.architecture)
+        return candidates(base, 1 if alone else fixed_micro_batch(recipe), fixed_mode(recipe))
 
     def lengths(self, recipe: Recipe, plan: Plan) -> Lengths:
         """The lengths of rows that speed is judged by."""

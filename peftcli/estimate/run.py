@@ -42,7 +42,7 @@ from peftcli.estimate.result import (
     TimeEstimate,
 )
 from peftcli.estimate.weights import weights
-from peftcli.recipe.checks import packs
+from peftcli.recipe.checks import one_at_a_time, packs
 from peftcli.recipe.schema import Recipe
 
 NOTHING = Advice((), ())
@@ -178,6 +178,8 @@ def _limits(recipe: Recipe, plan: Plan, question: Question) -> Limits:
     length = longest_row(thrifty, question.gpu, question.reserved)
     length = min(length, plan.architecture.max_positions or length)
     rows = largest_micro_batch(thrifty, question.gpu, question.reserved)
+    if one_at_a_time(recipe, plan.architecture):
+        rows = min(rows, 1)
     most = replace(thrifty, micro_batch=rows), replace(thrifty, micro_batch=1, length=length)
     return Limits(
         micro_batch_size=rows,

@@ -55,6 +55,10 @@ class StepModel:
     peak_counted: float = 2.0
     """Of `peak_mlp`, what is among the kept bytes already where nothing is computed again."""
     peak_hidden: float = 10.0
+    peak_unadapted: float = 6.0
+    """The same where LoRA leaves the block's last linear out: gradients of gate, up, activation."""
+    peak_below: float = 6.0
+    """The same per hidden element, where LoRA tunes linears of the block below that one."""
     peak_unread: float = 0.0
     """Of `peak_hidden` and its like, what a layer that is computed again does not have: its output,
     where it is not made."""
@@ -105,11 +109,15 @@ class StepModel:
     """Bytes moved for each trained weight of the base in a micro-batch: casts and gradients."""
     expansion: float = 853e9
     """Bytes per second at which 4-bit weights are expanded, on an H200."""
-    launch_seconds: float = 0.0006
+    launch_seconds: float = 0.0
     """Per layer and pass (forward, again, backward), beside what the GPU computes."""
-    floor_seconds: float = 0.00176
+    launch_adapted: float = 0.000086
+    """The same for each adapted linear: small products, which do not fill the GPU."""
+    floor_seconds: float = 0.00113
     """Per layer and pass: what a CPU needs to start the kernels, however little they do. From short
     steps of the grid on a machine with an H200, 2026-11-26; others differ."""
+    floor_adapted: float = 0.00009
+    """What an adapted linear adds, per pass."""
     floor_again: float = 0.00065
     """What checkpointing adds to that, per layer that is computed again."""
     floor_quantised: float = 0.001
@@ -157,7 +165,7 @@ TRL_DORA = replace(
     scores_traffic=25.0,
     adapted_traffic=70.0,
     weight_traffic=86.0,
-    launch_seconds=0.0011,
+    launch_adapted=0.00016,
 )
 TRL_DORA_QUANTIZED = replace(
     TRL_DORA,
@@ -177,14 +185,16 @@ TRL_BOTTLENECK = replace(
     kept_other=4.0,
     traffic=18.0,
     launch_seconds=0.0007,
+    floor_seconds=0.00125,
+    floor_again=0.003,
+    floor_quantised=0.0006,
 )
 TRL_FULL = replace(
     TRL_LORA,
     name="TRL, full fine-tuning in 16 bits",
     traffic=11.7,
     trained_traffic=110.0,
-    launch_seconds=0.0,
-    floor_seconds=0.00178,
+    floor_seconds=0.0016,
     kept_query_norm=6.0,
     kept_other=8.0,
     peak_mlp=4.0,
@@ -231,8 +241,8 @@ FUSED_LORA = StepModel(
     traffic=7.8,
     adapted_traffic=3.7,
     expansion=2.5e12,
-    launch_seconds=0.0,
-    floor_seconds=0.00113,
+    launch_adapted=0.0,
+    floor_seconds=0.0005,
     floor_quantised=0.00025,
     attention_share=0.9,
 )
@@ -245,7 +255,7 @@ FUSED_FP8 = replace(
     traffic=9.6,
     adapted_traffic=4.5,
     products_speed=2.0,
-    floor_seconds=0.00142,
+    floor_seconds=0.00079,
     floor_quantised=0.0,
 )
 FUSED_BOTTLENECK = replace(
@@ -257,4 +267,5 @@ FUSED_BOTTLENECK = replace(
     last_again=True,
     adapter_copies=2.0,
     traffic=10.6,
+    floor_seconds=0.00113,
 )

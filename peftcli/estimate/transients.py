@@ -33,11 +33,26 @@ def first_block(plan: Plan, wide: Widths) -> tuple[Part, ...]:
 def _mlp(plan: Plan, wide: Widths, unread: float) -> Part:
     step = plan.step
     share = mlp_tokens(plan) / plan.tokens
-    each = share * step.peak_mlp * wide.intermediate + (step.peak_hidden - unread) * wide.hidden
+    inner, outer = _fullest(plan)
+    each = share * inner * wide.intermediate + (outer - unread) * wide.hidden
     if not plan.checkpointing:
         each = max(0.0, each - step.peak_counted * wide.intermediate)
     text = f"{plan.tokens:,} tokens x {each:,.0f} B in the backward pass of the last layer"
     return Part("temporaries", plan.tokens * each, text)
+
+
+def _fullest(plan: Plan) -> tuple[float, float]:
+    """Bytes per intermediate and per hidden element where a feed-forward block is fullest.
+
+    Where LoRA leaves out its last linear, that is when its activation goes backward, whatever the
+    base is held in: nothing of the adapters is there yet.
+    """
+    step = plan.step
+    mlp = {x.suffix for x in plan.targets if x.kind == "mlp"}
+    as_adapted = step.in_groups or plan.magnitudes or bool(plan.bottleneck) or plan.trains_base
+    if as_adapted or not plan.checkpointing or mlp & set(WRITERS):
+        return step.peak_mlp, step.peak_hidden
+    return step.peak_unadapted, step.peak_below if mlp else 2.0
 
 
 def mlp_tokens(plan: Plan) -> int:

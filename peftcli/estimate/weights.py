@@ -65,11 +65,12 @@ def weights(plan: Plan) -> Weights:
     plain = plan.architecture.parameters() - quantized
     size = plan.base_bytes if plan.trains_base else plan.adapter_bytes
     paged = paged_elements(plan)
-    each = state_bytes(plan.optimizer, size)
-    total = plan.trainable * each + _embedding_states(plan)
+    each, scales = state_bytes(plan.optimizer, size), scale_bytes(plan.optimizer)
+    embeddings = _embedding_states(plan)
+    total = plan.trainable * (each + scales) + embeddings
     if by_sides(plan):
         total = _sides(plan)
-    leaves = paged * each if plan.optimizer.startswith("paged") else 0.0
+    leaves = paged * each + embeddings if plan.optimizer.startswith("paged") else 0.0
     return Weights(
         quantized=quantized * form.bytes_per_weight + modules * form.tables if form else 0.0,
         plain=plain * plan.base_bytes,
@@ -144,9 +145,12 @@ def largest_expanded(plan: Plan) -> int:
 
 def state_bytes(optimizer: str, value_bytes: int) -> float:
     """Bytes of optimizer state for each trained value."""
-    known = STATE_BYTES.get(optimizer, 2.0 * value_bytes)
-    scales = 4 / SUPER_BLOCK * known if optimizer.endswith("8bit") else 0.0
-    return known + scales
+    return STATE_BYTES.get(optimizer, 2.0 * value_bytes)
+
+
+def scale_bytes(optimizer: str) -> float:
+    """Bytes of the scales of 8-bit states, for each trained value; they are never paged."""
+    return 4 / SUPER_BLOCK * STATE_BYTES[optimizer] if optimizer.endswith("8bit") else 0.0
 
 
 def by_sides(plan: Plan) -> bool:

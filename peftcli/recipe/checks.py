@@ -48,6 +48,14 @@ def rows_apart(recipe: Recipe, architecture: Architecture) -> bool:
     )
 
 
+def one_at_a_time(recipe: Recipe, architecture: Architecture) -> bool:
+    """Whether sequences of packed rows are computed one by one: a mask keeps their rows apart.
+
+    A mask over several sequences would be as large as the square of them all.
+    """
+    return packs(recipe, architecture) and not rows_apart(recipe, architecture)
+
+
 def check_architecture(loaded: LoadedRecipe, architecture: Architecture) -> None:
     """Raise RecipeError with every line of the recipe that cannot work on this model."""
     found = method_problems(loaded.recipe.method, architecture)

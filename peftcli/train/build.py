@@ -120,15 +120,14 @@ def build_trainer(
 
 def _batches(recipe: Recipe, setting: Setting) -> tuple[Batches, Batches]:
     """How rows are put together in training, and in evaluation."""
-    packed_by_mask = setting.plan.packing and not setting.varlen
     batches = Batches(
         setting.tokenizer.pad_token_id,
-        # A mask over several packed rows at once would be as large as their square.
-        micro_batch_size=1 if packed_by_mask else setting.plan.micro_batch_size,
+        micro_batch_size=setting.plan.micro_batch_size,
         longest=setting.longest,
         apart=setting.varlen or setting.plan.packing,
     )
-    if packed_by_mask or recipe.evaluation.batch_size is None:
+    one_at_a_time = setting.plan.packing and not setting.varlen
+    if one_at_a_time or recipe.evaluation.batch_size is None:
         return batches, batches
     return batches, replace(batches, micro_batch_size=recipe.evaluation.batch_size)
 

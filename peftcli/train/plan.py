@@ -145,6 +145,12 @@ def in_full(load: Load, layers: int) -> Load:
     return replace(load, mode="full", reasons=(*load.reasons, reason))
 
 
+def behind_a_mask(load: Load) -> Load:
+    """The load of sequences that are computed one by one, which is said."""
+    reason = "micro_batch_size 1: a mask, as large as a sequence squared, keeps packed rows apart"
+    return replace(load, reasons=(reason, *load.reasons))
+
+
 def count_steps(recipe: Recipe, rows: int) -> int:
     """Optimizer steps of the whole run; a last, smaller batch of an epoch counts."""
     training = recipe.training

@@ -19,7 +19,13 @@ from peftcli.estimate.run import run as estimate_run
 from peftcli.events import Listener, Warned
 from peftcli.models import Device, choose_device, load_config, load_tokenizer
 from peftcli.preparing.progress import tell_rows, told
-from peftcli.recipe.checks import check_architecture, longest_row, packs, rows_apart
+from peftcli.recipe.checks import (
+    check_architecture,
+    longest_row,
+    one_at_a_time,
+    packs,
+    rows_apart,
+)
 from peftcli.recipe.load import LoadedRecipe
 from peftcli.recipe.schema import Recipe
 from peftcli.run_dir import cache_folder
@@ -27,6 +33,7 @@ from peftcli.train.memory import host_room_gib
 from peftcli.train.plan import (
     Load,
     Plan,
+    behind_a_mask,
     blind_load,
     cpu_load,
     decide,
@@ -95,7 +102,12 @@ def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
     train, evaluation, rows = _sequences(prepared, data.max_length, packing=packing)
     known = device.kind == "cuda" and architecture.other_layers is None
     estimate = on_this_gpu(seen, device, architecture, rows) if known else None
-    load = _load(recipe, device, estimate, rows)
+    if one_at_a_time(seen, architecture) and recipe.training.micro_batch_size != 1:
+        training = recipe.training.model_copy(update={"micro_batch_size": 1})
+        single = recipe.model_copy(update={"training": training})
+        load = behind_a_mask(_load(single, device, estimate, rows))
+    else:
+        load = _load(recipe, device, estimate, rows)
     plan = decide(
         recipe,
         rows=len(train),

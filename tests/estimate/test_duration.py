@@ -20,6 +20,7 @@ from peftcli.estimate.step_model import FUSED_LORA, TRL_DORA
 from peftcli.estimate.updating import STEP_SECONDS, TENSOR_SECONDS, host_seconds, update_seconds
 
 NAME = "llama-3.1-8b"
+FLOORS = ("floor_seconds", "floor_again", "floor_adapted", "floor_magnitude", "launch_adapted")
 BODY = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
 HEAD = 128256 * 4096
 MEASURED: list[tuple[int, Plan]] = [  # tokens per second; torch 2.11, trl 1.16
@@ -54,7 +55,7 @@ def test_trl_takes_longer_to_start_the_kernels_of_a_short_step() -> None:
     rate, plan = WAITS_FOR_ITS_CPU
     ours = step_seconds(plan, find_gpu("h200"), even(plan))
     # Twice what our trainer needs for a layer and pass.
-    slow = replace(plan, step=replace(plan.step, floor_seconds=0.0036, floor_again=0.0))
+    slow = replace(plan, step=replace(plan.step, floor_seconds=0.003, floor_again=0.0))
     theirs = step_seconds(slow, find_gpu("h200"), even(plan))
     assert ours < theirs == pytest.approx(plan.tokens / rate, rel=0.03)
 
@@ -127,7 +128,7 @@ def test_a_card_that_was_measured_has_a_narrower_range() -> None:
 def test_dora_measures_the_weights_that_it_adapts() -> None:
     """With few tokens the GPU's time is that of the weights, in each forward pass."""
     gpu = replace(find_gpu("h200"), tflops=1e6)
-    idle = {"floor_seconds": 0.0, "floor_again": 0.0, "floor_magnitude": 0.0, "launch_seconds": 0.0}
+    idle = dict.fromkeys(FLOORS, 0.0)
     plan = low_rank(NAME, magnitudes=True, length=1, step=replace(TRL_DORA, **idle))
     once = micro_batch_seconds(plan, gpu, even(plan))
     bandwidth = gpu.bandwidth_gb_s * 1e9

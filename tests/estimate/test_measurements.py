@@ -2,12 +2,12 @@
 
 Bars of allocated peaks: median error at most 1 %, worst at most 3 %, never more than 1 % below the
 truth; of what nvidia-smi and PyTorch hold: worst 6 %; of time: 20 % on the card it was measured on.
-Runs that were held out must meet the same bars, but for what KNOWN names.
+Runs that were held out, to which no coefficient was fitted, must meet the same bars.
 
-A slow CPU lengthens some steps. Their time is held to the bar where the CPU was at rest (`quiet`).
-In the pass in which the held-out runs were measured others used it: what does not wait for it took
-as long as before, the rest up to 2.8 times as long, for a minute or more on end. All runs of that
-pass are stored as not quiet; scripts/calibrate marks new ones by what it measures beside each.
+A slow CPU lengthens some steps. Their time is held to the bar where the CPU was at rest (`quiet`),
+by what scripts/calibrate measured beside them, or in all of an earlier pass. Of a short step that
+was measured several times the fastest is stored: four of 59 took 1.4 to 1.8 times as long in one
+process as in the other, though the CPU had been at rest before and after.
 
 The runs of a pass shared one process; what earlier ones had left in managed memory, which
 bitsandbytes never frees, is not in what the card shows.
@@ -47,8 +47,6 @@ def comparable(record: dict[str, Any]) -> bool:
     return record["quiet"] or not waits_for_cpu(Recipe.model_validate(record["recipe"]), gpu)
 
 
-KNOWN: dict[str, float] = {}
-"""Steps that the estimate of time misses, and by how much at most."""
 COMPARED = [(record["case"], bool(record["held_out"]), lines(record)) for record in MEASURED]
 TIMED = [record for record in MEASURED if comparable(record)]
 GROUPS = {"all": lambda held: True, "held out": lambda held: held}
@@ -85,7 +83,9 @@ def test_allocated_peaks(group: Callable[[bool], bool]) -> None:
 
 
 @pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
-@pytest.mark.parametrize("part", ["base_gib", "adapter_gib", "states_gib", "loading_gib"])
+@pytest.mark.parametrize(
+    "part", ["base_gib", "adapter_gib", "states_gib", "paged_gib", "loading_gib"]
+)
 def test_parts(part: str, group: Callable[[bool], bool]) -> None:
     found = errors(part, group)
     wrong = {case: error for case, error in found.items() if abs(error) > 0.03}
@@ -104,14 +104,12 @@ def test_what_the_card_shows(part: str, group: Callable[[bool], bool]) -> None:
 def test_seconds_of_a_step(group: Callable[[bool], bool]) -> None:
     timed = {record["case"] for record in TIMED}
     found = {c: x for c, x in errors("step_seconds", group).items() if c in timed}
-    assert len(found) >= 48
-    wrong = {case: error for case, error in found.items() if abs(error) > 0.20}
-    assert set(wrong) == {case for case in KNOWN if case in found}  # one that is met is taken out
-    assert {case: error for case, error in wrong.items() if not KNOWN[case] < error < 0} == {}
+    assert len(found) >= 120
+    assert {case: error for case, error in found.items() if abs(error) > 0.20} == {}
 
 
 def test_most_steps_could_be_timed() -> None:
-    assert len(TIMED) > 0.7 * len(MEASURED)
+    assert len(TIMED) > 0.9 * len(MEASURED)
 
 
 @pytest.mark.parametrize("record", TIMED, ids=[record["case"] for record in TIMED])
@@ -125,5 +123,4 @@ def test_a_step_lies_within_the_range_that_is_told(record: dict[str, Any]) -> No
     assert time.low_seconds is not None
     assert time.high_seconds is not None
     low, high = time.low_seconds / 10**6, time.high_seconds / 10**6
-    inside = low < record["measured"]["step_seconds"] < high
-    assert inside is (record["case"] not in KNOWN)
+    assert low < record["measured"]["step_seconds"] < high

@@ -109,7 +109,7 @@ def test_copies_that_are_slower_than_the_layers_are_waited_for() -> None:
     assert micro_batch_seconds(plan.checkpointed("offload"), card, lengths) == slow
     fast = replace(card, tflops=1e6, bandwidth_gb_s=1e6)
     one = low_rank("llama-3.2-1b", length=8192)
-    unhindered = {"floor_seconds": 0.0, "floor_again": 0.0, "launch_seconds": 0.0}
+    unhindered = {"floor_seconds": 0.0, "floor_again": 0.0, "floor_adapted": 0.0}
     one = replace(one, step=replace(FUSED_LORA, **unhindered))
     full, offload = (
         micro_batch_seconds(one.checkpointed(mode), fast, lengths) for mode in ("full", "offload")
@@ -122,7 +122,7 @@ def test_copies_that_are_slower_than_the_layers_are_waited_for() -> None:
 def test_the_range_holds_copies_at_half_and_twice_their_rate() -> None:
     plan = low_rank("llama-3.2-1b", step=FUSED_LORA, length=8192).checkpointed("offload")
     fast = replace(find_gpu("h100"), tflops=1e6, bandwidth_gb_s=1e6)
-    unhindered = {"floor_seconds": 0.0, "floor_again": 0.0, "launch_seconds": 0.0}
+    unhindered = {"floor_seconds": 0.0, "floor_again": 0.0, "floor_adapted": 0.0}
     plan = replace(plan, step=replace(plan.step, **unhindered))
     steps = 10**6  # the start counts for nothing
     found = duration(plan, fast, steps, Lengths(8192, 8192))

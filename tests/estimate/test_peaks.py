@@ -168,6 +168,31 @@ def test_dora_with_dropout(four: bool, checkpointing: bool) -> None:
     assert predicted(plan) == pytest.approx(peak, rel=0.025)
 
 
+SETS = {
+    "all": ALL,
+    "attention": ALL[:4],
+    "query and value": ("q_proj", "v_proj"),
+    "feed-forward block": ALL[4:],
+    "last linear": ("down_proj",),
+}
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+@pytest.mark.parametrize("targets", SETS.values(), ids=SETS)
+@pytest.mark.parametrize("four", [False, True], ids=["16 bits", "4 bits"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_checkpointed_lora_of_some_linears(
+    targets: tuple[str, ...], four: bool, dropout: float
+) -> None:
+    config = config_of(128, 512)
+    options = {"target_modules": list(targets), "lora_dropout": dropout}
+    peak = allocated(config, 512, True, four=four, **options)
+    quantization = "nf4" if four else None
+    changes = {"magnitudes": False, "dropout": dropout > 0, "quantization": quantization}
+    plan = plan_of(config, 512, True, targets=targets, **changes)
+    assert -0.001 < predicted(plan) / peak - 1 < 0.012
+
+
 def test_dora_on_attention_alone() -> None:
     config, targets = config_of(128, 512), ("q_proj", "v_proj")
     peak = allocated(config, 256, False, target_modules=list(targets), use_dora=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,8 @@ from peftcli.recipe.document import Document
 from peftcli.recipe.load import validate
 from peftcli.train import attention
 from peftcli.train.batches import Batches, model_inputs, padded
-from peftcli.train.setting import pack
+from peftcli.train.run import Options, run
+from peftcli.train.setting import pack, settle
 
 LENGTHS = (5, 9, 12, 7)
 
@@ -155,3 +158,30 @@ def test_a_model_that_cannot_be_packed_is_refused(model_type: str) -> None:
     architecture = architecture_from(tiny_config(model_type).to_dict())
     with pytest.raises(RecipeError, match=f"{model_type} models cannot be packed"):
         check_architecture(validate(Document("t", recipe)), architecture)
+
+
+@pytest.mark.parametrize("micro_batch_size", [4, "auto"])
+@pytest.mark.parametrize(("attention", "alone"), [("eager", True), ("auto", False)])
+def test_packed_rows_behind_a_mask_are_computed_one_sequence_at_a_time(
+    base_model: Path, tmp_path: Path, micro_batch_size: int | str, attention: str, alone: bool
+) -> None:
+    """A mask over several sequences would be as large as the square of them all."""
+    file = tmp_path / "rows.jsonl"
+    lines = [{"text": f"say {i} twice: {i} {i}"} for i in range(40)]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    recipe = {
+        "model": {"name": str(base_model), "attention": attention},
+        "method": {"name": "lora", "rank": 2},
+        "data": {"train": str(file), "max_length": 64},
+        "training": {
+            **{"packing": True, "batch_size": 4, "micro_batch_size": micro_batch_size},
+            **{"max_steps": 1, "device": "cpu"},
+        },
+        "output": str(tmp_path / "out"),
+    }
+    loaded = validate(Document("t", recipe))
+    plan = settle(loaded, lambda event: None).plan
+    assert (plan.micro_batch_size, plan.accumulation) == ((1, 4) if alone else (4, 1))
+    said = [reason for reason in plan.reasons if reason.startswith("micro_batch_size 1: a mask")]
+    assert len(said) == alone
+    assert run(loaded, Options(), lambda event: None).steps == 1
