@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peftcli.events import Evaluated, Event, Listener, Preparing, Saved, Step, Warned
+from peftcli.words import counted
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -64,7 +65,7 @@ def show_training(result: TrainResult, *, quiet: bool, as_json: bool) -> None:
         best = f", best held-out loss {result.best_eval_loss:.4f}"
         best += f" at step {result.best_step}" if result.best_step else ""
     print(
-        f"done: {result.steps} steps in {duration(result.seconds)}, "
+        f"done: {counted(result.steps, 'step')} in {duration(result.seconds)}, "
         f"loss {result.final_loss:.4f}{best}\n"
         f"      {result.tokens_per_second:,.0f} tokens/s, peak {result.peak_memory_gib:.2f} GiB, "
         f"{result.trainable_parameters:,} trained parameters\n"

@@ -11,6 +11,7 @@ from typing import Any
 from peftcli.data.messages import RowError, found
 from peftcli.data.sources import Source, read_rows
 from peftcli.errors import DataError
+from peftcli.words import counted
 
 QUESTIONS = ("question", "prompt", "query")
 ANSWERS = ("answer", "answerKey", "gold", "label")
@@ -46,7 +47,7 @@ def read_choices(path: str, base_dir: Path) -> list[ChoiceRow]:
     if bad:
         lines = "\n".join(f"  {line}" for line in bad[:SHOWN])
         raise DataError(
-            f"{path}: {len(bad)} rows are bad:\n{lines}",
+            f"{path}: {counted(len(bad), 'row is', 'rows are')} bad:\n{lines}",
             "a row needs a question, a list of choices, and the answer as number, letter or text",
         )
     return rows

@@ -12,6 +12,7 @@ from peftcli.errors import DataError
 from peftcli.preparing.arrange import Arranged, Index
 from peftcli.preparing.work import SHOWN, SplitRows
 from peftcli.recipe.schema import Data
+from peftcli.words import counted
 
 
 def refuse(rows: Mapping[str, SplitRows], data: Data) -> None:
@@ -26,7 +27,8 @@ def refuse(rows: Mapping[str, SplitRows], data: Data) -> None:
         if long and data.too_long == "error":
             raise DataError(
                 _listed(
-                    f"data.{split}: {long} rows are longer than max_length {data.max_length}",
+                    f"data.{split}: {counted(long, 'row is', 'rows are')} longer than max_length "
+                    f"{data.max_length}",
                     known.too_long,
                 ),
                 "raise `data.max_length`, or write `data.too_long: truncate` or `drop`",
@@ -117,45 +119,49 @@ def _listed(what: str, lines: Sequence[str]) -> str:
 
 def _reasons(known: SplitRows, max_length: int) -> str:
     names = {
-        "read": "rows read",
         "bad": "bad",
         "too_long": f"longer than max_length {max_length}",
         "answer_cut": "whose answers lie beyond max_length",
         "untrained": "without an answer to train on",
     }
     found = [f"{known.counts[key]} {text}" for key, text in names.items() if known.counts[key]]
-    return ", ".join(found) or "no rows"
+    read = known.counts["read"]
+    return ", ".join([f"{counted(read, 'row')} read", *found]) if read else "no rows"
+
+
+def _were(rows: int) -> str:
+    return counted(rows, "row was", "rows were")
 
 
 def _warnings(known: SplitRows, data: Data) -> list[str]:
     counts, lines = known.counts, list[str]()
     if counts["controls"]:
         lines.append(
-            f"{counts['controls']} rows hold control tokens typed inside their messages; the "
-            "tokenizer cannot tell them from real ones"
+            f"{counted(counts['controls'], 'row holds', 'rows hold')} control tokens typed inside "
+            "messages; the tokenizer cannot tell them from real ones"
         )
     if counts["lost"]:
         lines.append(
-            f"the chat template leaves out a part of the last answer in {counts['lost']} rows "
-            "(often the thinking), so that part is not trained on"
+            "the chat template leaves out a part of the last answer in "
+            f"{counted(counts['lost'], 'row')} (often the thinking), so that part is not trained on"
         )
     if counts["split"]:
         lines.append(
-            f"{counts['split']} rows were split into {counts['pieces']} at max_length "
+            f"{_were(counts['split'])} split into {counts['pieces']} at max_length "
             f"{data.max_length}; each piece counts as a row"
         )
     left_out = data.too_long == "drop"
     if counts["truncated"]:
-        lines.append(f"{counts['truncated']} rows were cut at max_length {data.max_length}")
+        lines.append(f"{_were(counts['truncated'])} cut at max_length {data.max_length}")
     if counts["answer_cut"]:
         lines.append(
-            f"{counts['answer_cut']} rows were left out, because no answer was left within "
+            f"{_were(counts['answer_cut'])} left out, because no answer was left within "
             f"max_length {data.max_length}"
         )
     elif counts["too_long"] and left_out:
-        lines.append(f"{counts['too_long']} rows longer than max_length were left out")
+        lines.append(f"{_were(counts['too_long'])} left out: longer than max_length")
     if counts["untrained"]:
-        lines.append(f"{counts['untrained']} rows were left out: nothing in them is trained on")
+        lines.append(f"{_were(counts['untrained'])} left out: nothing in such a row is trained on")
     if counts["unknown"] * 100 > counts["tokens"]:
         share = counts["unknown"] / counts["tokens"]
         lines.append(

@@ -8,6 +8,7 @@ from transformers import TrainerState
 from peftcli import __version__
 from peftcli.recipe.load import recipe_text
 from peftcli.recipe.schema import Recipe
+from peftcli.words import counted
 
 
 def model_card(recipe: Recipe, state: TrainerState) -> str:
@@ -21,7 +22,7 @@ def model_card(recipe: Recipe, state: TrainerState) -> str:
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
         f"# {recipe.method.name} on {recipe.model.name}\n\n"
-        f"Made with peftcli {__version__}: {state.global_step} steps{best}.\n\n"
+        f"Made with peftcli {__version__}: {counted(state.global_step, 'step')}{best}.\n\n"
         f"{_usage(recipe)}\n"
         f"## Recipe\n\n```yaml\n{recipe_text(recipe)}```\n"
     )

@@ -16,6 +16,7 @@ from peftcli.train.opening import check_place
 from peftcli.train.quiet import quiet_libraries
 from peftcli.train.refusals import check_trackers
 from peftcli.train.setting import Setting, settle
+from peftcli.words import counted
 
 SHOWN_ROWS = 3
 
@@ -134,7 +135,7 @@ def _plan_lines(setting: Setting, total: int | None) -> list[str]:
         f"parameters: {share}",
         f"steps: {plan.steps}, warm-up {plan.warmup_steps}, evaluation every {plan.eval_steps}, "
         f"checkpoint every {plan.save_steps}",
-        f"batch: {plan.micro_batch_size} rows x {plan.accumulation} accumulation",
+        f"batch: {counted(plan.micro_batch_size, 'row')} x {plan.accumulation} accumulation",
         f"checkpointing: {plan.mode}, packing: {'on' if plan.packing else 'off'}",
         *plan.reasons,
     ]

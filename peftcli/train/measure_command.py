@@ -17,6 +17,7 @@ from peftcli.train.measure import Measured, measure
 from peftcli.train.quiet import quiet_libraries
 from peftcli.train.random_rows import Shape
 from peftcli.train.setting import on_this_gpu
+from peftcli.words import counted
 
 
 def measure_recipe(loaded: LoadedRecipe, choices: Choices) -> None:
@@ -52,9 +53,9 @@ def _measured(subject: Subject, device: Device, estimate: Estimate) -> Measured:
     except torch.OutOfMemoryError:
         peak = torch.cuda.max_memory_allocated() / 2**30
         raise ResourceError(
-            f"{device.name} ran out of memory at {peak:.1f} GiB: {settings.micro_batch_size} rows "
-            f"of {settings.tokens_per_row:,} tokens, where the estimate says "
-            f"{estimate.memory.likely_gib:.1f} GiB",
+            f"{device.name} ran out of memory at {peak:.1f} GiB: "
+            f"{counted(settings.micro_batch_size, 'row')} of {settings.tokens_per_row:,} tokens, "
+            f"where the estimate says {estimate.memory.likely_gib:.1f} GiB",
             "lower training.micro_batch_size or data.max_length, and measure again",
         ) from None
 

@@ -16,6 +16,7 @@ from peftcli.train import checkpoints
 from peftcli.train.memory import HOST_SPARE_GIB, host_room_gib, peak_memory_gib
 from peftcli.train.setting import Setting
 from peftcli.train.storage import how_to_go_on
+from peftcli.words import counted
 
 
 def check_trackers(names: Sequence[str]) -> None:
@@ -94,7 +95,7 @@ def out_of_memory(
     of = f" of {device.memory_gib:.1f}" if device.memory_gib else ""
     text = (
         f"{device.name} ran out of memory at step {step + 1}: peak {peak_memory_gib():.1f}{of} GiB "
-        f"with {plan.micro_batch_size} rows of up to {longest} tokens"
+        f"with {counted(plan.micro_batch_size, 'row')} of up to {longest} tokens"
     )
     if estimate is not None:
         parts = sorted(estimate.memory.parts, key=lambda part: -part.gib)

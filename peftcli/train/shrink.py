@@ -15,6 +15,7 @@ from peftcli.train.begin import Ground
 from peftcli.train.plan import Plan, smaller
 from peftcli.train.refusals import host_holds, out_of_memory
 from peftcli.train.setting import Setting, on_this_gpu
+from peftcli.words import counted
 
 
 def shrunk(
@@ -33,8 +34,9 @@ def shrunk(
     before, step = setting.plan, int((outcome.checkpoint or Path("0")).name.rpartition("-")[2])
     tell(
         Warned(
-            f"out of memory at step {outcome.step + 1} with {before.micro_batch_size} rows at a "
-            f"time; going on after step {step} with {plan.micro_batch_size} x {plan.accumulation}"
+            f"out of memory at step {outcome.step + 1} with "
+            f"{counted(before.micro_batch_size, 'row')} at a time; going on after step {step} with "
+            f"{plan.micro_batch_size} x {plan.accumulation}"
             f"{_mode(before, plan)}"
         )
     )

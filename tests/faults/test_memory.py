@@ -190,7 +190,7 @@ def test_when_one_row_does_not_fit_there_is_nothing_to_shrink(
     base_model: Path, rows: Path, tmp_path: Path
 ) -> None:
     loaded = recipe(base_model, rows, tmp_path / "run", on_oom="shrink")
-    with small_card(8), pytest.raises(ResourceError, match="with 1 rows of up to"):
+    with small_card(8), pytest.raises(ResourceError, match="with 1 row of up to"):
         run(loaded, Options(), lambda event: None)
 
 

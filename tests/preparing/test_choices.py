@@ -66,17 +66,17 @@ def test_long_rows_are_cut_left_out_or_refused(make, tokenizer):
     assert (report.kept, report.too_long, report.truncated, report.answer_cut) == (2, 2, 1, 1)
     assert [row["length"] for row in prepared.train] == [9, 40]
     assert prepared.report.warnings == (
-        "data.train: 1 rows were cut at max_length 40",
-        "data.train: 1 rows were left out, because no answer was left within max_length 40",
+        "data.train: 1 row was cut at max_length 40",
+        "data.train: 1 row was left out, because no answer was left within max_length 40",
     )
     cut = make(rows[:2], max_length=40).report.warnings
-    assert cut == ("data.train: 1 rows were cut at max_length 40",)
+    assert cut == ("data.train: 1 row was cut at max_length 40",)
     dropped = make(rows, max_length=40, too_long="drop").report.train
     assert (dropped.kept, dropped.too_long, dropped.truncated) == (1, 2, 0)
     with pytest.raises(DataError, match="2 rows are longer than max_length 40") as caught:
         make(rows, max_length=40, too_long="error")
     assert "a.jsonl:2: " in caught.value.message
-    with pytest.raises(DataError, match="nothing is left to train on: 1 rows read") as caught:
+    with pytest.raises(DataError, match="nothing is left to train on: 1 row read") as caught:
         make([rows[2]], max_length=40)
     assert "1 longer than max_length 40" in caught.value.message
 
@@ -98,7 +98,7 @@ def test_long_plain_text_is_split_and_nothing_is_lost(make, base_tokenizer):
     ends = [base_tokenizer.eos_token_id in piece["input_ids"] for piece in pieces]
     assert ends == [False] * (len(pieces) - 1) + [True]
     assert all(piece["labels"][1:] == piece["input_ids"][1:] for piece in pieces)
-    assert f"1 rows were split into {len(pieces)} at max_length 40" in report_lines(prepared)
+    assert f"1 row was split into {len(pieces)} at max_length 40" in report_lines(prepared)
 
 
 def report_lines(prepared):

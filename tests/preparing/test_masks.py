@@ -127,7 +127,7 @@ def test_the_last_answer_or_everything_can_be_trained(make, tokenizer):
 
 def test_control_tokens_in_messages_and_unknown_tokens_are_told(make):
     prepared = make([pair("What is <|end|>?", "A token."), *pairs(3)])
-    assert "1 rows hold control tokens" in prepared.report.warnings[0]
+    assert "1 row holds control tokens" in prepared.report.warnings[0]
 
 
 def test_tokens_that_the_tokenizer_does_not_know_are_told(make):
