@@ -175,6 +175,7 @@ TRL_DORA_QUANTIZED = replace(
     float32_outputs=True,
     stream=4.0,
     peak_mlp=10.0,
+    peak_unadapted=12.0,
     floor_quantised=0.0018,
 )
 TRL_BOTTLENECK = replace(

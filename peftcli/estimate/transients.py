@@ -49,8 +49,8 @@ def _fullest(plan: Plan) -> tuple[float, float]:
     """
     step = plan.step
     mlp = {x.suffix for x in plan.targets if x.kind == "mlp"}
-    as_adapted = step.in_groups or plan.magnitudes or bool(plan.bottleneck) or plan.trains_base
-    if as_adapted or not plan.checkpointing or mlp & set(WRITERS):
+    as_adapted = step.in_groups or bool(plan.bottleneck) or plan.trains_base
+    if as_adapted or not plan.checkpointing or mlp & set(WRITERS) or (mlp and plan.magnitudes):
         return step.peak_mlp, step.peak_hidden
     return step.peak_unadapted, step.peak_below if mlp else 2.0
 

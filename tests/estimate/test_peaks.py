@@ -193,6 +193,18 @@ def test_checkpointed_lora_of_some_linears(
     assert -0.001 < predicted(plan) / peak - 1 < 0.012
 
 
+@pytest.mark.usefixtures("as_on_cuda")
+@pytest.mark.parametrize("targets", [SETS["attention"], SETS["query and value"], ("o_proj",)])
+@pytest.mark.parametrize("four", [False, True], ids=["16 bits", "4 bits"])
+def test_checkpointed_dora_of_attention(targets: tuple[str, ...], four: bool) -> None:
+    config = config_of(128, 512)
+    options = {"target_modules": list(targets), "use_dora": True}
+    peak = allocated(config, 512, True, four=four, **options)
+    quantization = "nf4" if four else None
+    plan = plan_of(config, 512, True, targets=targets, magnitudes=True, quantization=quantization)
+    assert -0.001 < predicted(plan) / peak - 1 < 0.012
+
+
 def test_dora_on_attention_alone() -> None:
     config, targets = config_of(128, 512), ("q_proj", "v_proj")
     peak = allocated(config, 256, False, target_modules=list(targets), use_dora=True)
