@@ -11,14 +11,18 @@ import bitsandbytes
 import pytest
 import torch
 from allocations import Allocations
+from bitsandbytes.optim import AdamW8bit
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from peftcli.architecture.config import architecture_from, linear_shapes
 from peftcli.estimate.facts import step_of
+from peftcli.estimate.gradients import end_to_end
 from peftcli.estimate.memory import moments, static_parts
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.weights import weights
+from peftcli.methods import Lora
+from peftcli.train.flat import FlatParameters
 
 RANK = 4
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -206,3 +210,27 @@ def test_dora_on_four_bits_of_attention_alone() -> None:
     peak = allocated(config, 256, False, four=True, target_modules=list(targets), use_dora=True)
     plan = plan_of(config, 256, False, targets=targets, magnitudes=True, quantization="nf4")
     assert predicted(plan) == pytest.approx(peak, rel=0.025)
+
+
+@pytest.mark.parametrize("whole", [(), ("lm_head",), ("embed_tokens", "lm_head")], ids=str)
+@pytest.mark.parametrize("rank", [4, 2100])
+def test_what_is_large_is_not_copied_end_to_end(rank: int, whole: tuple[str, ...]) -> None:
+    """Tables of words, and factors of more than 4 million values, as `FlatParameters` has it."""
+    config = config_of(128, 2048)
+    config.vocab_size = 40_000
+    architecture = architecture_from(config.to_dict())
+    method = Lora(rank=rank, target_modules=("down_proj",), modules_to_save=whole)
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config)
+        model = get_peft_model(base, method.peft_config(architecture))
+    shapes = [p.shape for p in model.parameters() if p.requires_grad]
+    optimizer = AdamW8bit([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes])
+    FlatParameters(optimizer)
+    targets = method.footprint(architecture).targets
+    plan = Plan(
+        *(architecture, sum(shape.numel() for shape in shapes), targets, rank),
+        trains_head="lm_head" in whole,
+        flat=True,
+    )
+    (copy,) = end_to_end(plan, weights(plan))
+    assert copy.size == optimizer.param_groups[0]["params"][0].nbytes
