@@ -12,6 +12,7 @@ from peftcli.estimate.memory import host_bytes
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.result import Rows
 from peftcli.estimate.weights import storage
+from peftcli.recipe.checks import ONE_AT_A_TIME, one_at_a_time
 from peftcli.recipe.schema import Recipe
 
 
@@ -31,6 +32,8 @@ def notes_on(recipe: Recipe, plan: Plan, rows: Rows, gpu: Gpu) -> Iterator[str]:
         yield why
     if recipe.training.checkpointing == architecture.layers:
         yield f"`checkpointing: {architecture.layers}` is `full`: the model has no more layers"
+    if one_at_a_time(recipe, architecture) and recipe.training.micro_batch_size != 1:
+        yield ONE_AT_A_TIME
     if plan.magnitudes:
         yield "DoRA multiplies each update out in the shape of its weight: slow, and counted"
     if plan.lowest is not None:

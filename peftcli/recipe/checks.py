@@ -17,6 +17,9 @@ PACKABLE = {
 # Packed by a mask instead of by row borders: gemma2's soft-capped scores are only in the eager
 # kernel, and stablelm's layers do not hand the borders on.
 NO_VARLEN = {"gemma2", "stablelm"}
+ONE_AT_A_TIME = (
+    "micro_batch_size 1: a mask, as large as a sequence squared, keeps packed rows apart"
+)
 FUSED = {"llama", "mistral", "qwen2", "qwen3"}
 """Families whose layers run on the fused functions of peftcli/train/fast."""
 UNPACKABLE = {

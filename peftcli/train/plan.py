@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from peftcli.architecture.shapes import Architecture
 from peftcli.estimate.plan import Mode, mode_of
 from peftcli.estimate.result import Estimate
+from peftcli.recipe.checks import ONE_AT_A_TIME
 from peftcli.recipe.schema import Recipe
 
 EVALUATIONS = 10
@@ -147,8 +148,7 @@ def in_full(load: Load, layers: int) -> Load:
 
 def behind_a_mask(load: Load) -> Load:
     """The load of sequences that are computed one by one, which is said."""
-    reason = "micro_batch_size 1: a mask, as large as a sequence squared, keeps packed rows apart"
-    return replace(load, reasons=(reason, *load.reasons))
+    return replace(load, reasons=(ONE_AT_A_TIME, *load.reasons))
 
 
 def count_steps(recipe: Recipe, rows: int) -> int:

@@ -139,6 +139,7 @@ def test_sequences_behind_a_mask_are_computed_one_by_one(model: str, rows: int) 
     assert found.settings.accumulation == 16 // rows
     assert found.limits is not None
     assert (found.limits.micro_batch_size == 1) is (rows == 1)
+    assert any(note.startswith("micro_batch_size 1: a mask") for note in found.notes) is (rows == 1)
 
 
 def test_notes_tell_what_is_uncertain() -> None:
