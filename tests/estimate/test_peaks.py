@@ -13,7 +13,7 @@ import torch
 from allocations import Allocations
 from bitsandbytes.optim import AdamW8bit
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from peftcli.architecture.config import architecture_from, linear_shapes
 from peftcli.estimate.facts import step_of
@@ -195,6 +195,19 @@ def test_checkpointed_lora_of_some_linears(
     changes = {"magnitudes": False, "dropout": dropout > 0, "quantization": quantization}
     plan = plan_of(config, 512, True, targets=targets, **changes)
     assert -0.001 < predicted(plan) / peak - 1 < 0.012
+
+
+@pytest.mark.parametrize(
+    "targets", [("qkv_proj",), ("gate_up_proj",), ("qkv_proj", "gate_up_proj")]
+)
+@pytest.mark.parametrize("hidden", [128, 256])
+def test_checkpointed_lora_of_joined_linears(hidden: int, targets: tuple[str, ...]) -> None:
+    """What Phi-3 keeps beyond the formula, 4 bytes per hidden element, is the same for all."""
+    same = config_of(hidden, 512).to_dict() | {"pad_token_id": 0}
+    config = Phi3Config(**{key: value for key, value in same.items() if key != "model_type"})
+    peak = allocated(config, 512, True, target_modules=list(targets))
+    plan = plan_of(config, 512, True, targets=targets, magnitudes=False)
+    assert 3.8 < (peak - predicted(plan)) / hidden / 512 < 4.1
 
 
 def test_dora_on_attention_alone() -> None:
