@@ -197,6 +197,19 @@ def test_checkpointed_lora_of_some_linears(
     assert -0.001 < predicted(plan) / peak - 1 < 0.012
 
 
+@pytest.mark.usefixtures("as_on_cuda")
+@pytest.mark.parametrize("targets", [("up_proj",), ("gate_proj", "up_proj")])
+@pytest.mark.parametrize(("intermediate", "most"), [(512, 0.005), (1024, 0.05)])
+def test_checkpointed_lora_of_the_first_linears_of_a_block(
+    intermediate: int, most: float, targets: tuple[str, ...]
+) -> None:
+    """Too high where the block is much wider than the stream, never too low."""
+    config = config_of(256, intermediate)
+    peak = allocated(config, 512, True, target_modules=list(targets))
+    plan = plan_of(config, 512, True, targets=targets, magnitudes=False)
+    assert -0.001 < predicted(plan) / peak - 1 < most
+
+
 @pytest.mark.parametrize(
     "targets", [("qkv_proj",), ("gate_up_proj",), ("qkv_proj", "gate_up_proj")]
 )
