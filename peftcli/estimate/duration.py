@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from peftcli.estimate.flops import flops_per_token, layer_flops
+from peftcli.architecture.config import Linear
+from peftcli.estimate.flops import flops_per_token, layer_flops, linears_of_layers, passed_targets
 from peftcli.estimate.gpus import Gpu, Speed
 from peftcli.estimate.layer import kept_layers, kept_per_token, scores_kept
 from peftcli.estimate.memory import host_bytes
@@ -157,9 +158,7 @@ def _gpu_seconds(plan: Plan, gpu: Gpu, lengths: Lengths) -> float:
     small = plan.step.launch_seconds + plan.step.launch_adapted * _adapted(plan)
     launches = small * passes(plan) * plan.architecture.layers
     weighed = plan.step.weight_traffic * _weighed(plan) * forward_passes(plan) / bandwidth
-    if plan.trains_base:
-        trained = sum(x.count * x.weights for x in plan.architecture.linears)
-        weighed += plan.step.trained_traffic * trained / bandwidth
+    weighed += plan.step.trained_traffic * _trained(plan) / bandwidth
     saved = layer_flops(plan) * (1 - 1 / plan.step.products_speed)
     attended = rate * plan.step.attention_share
     if plan.architecture.head_size <= SMALL_HEADS:
@@ -181,7 +180,7 @@ def _moved(plan: Plan) -> float:
     """Bytes per token that element-wise work of all layers moves, computing again aside."""
     layers = kept_layers(plan)
     kept = sum(kind.layers * (kept_per_token(own, kind) - scores_kept(own)) for own, kind in layers)
-    adapted = 2.0 * sum(x.count * (x.inputs + x.outputs) for x in plan.targets if x.kind != "head")
+    adapted = 2.0 * sum(x.count * (x.inputs + x.outputs) for x in _adapted_linears(plan))
     return plan.step.traffic * kept + plan.step.adapted_traffic * adapted
 
 
@@ -203,19 +202,32 @@ def _floor_seconds(plan: Plan) -> float:
         norms += 1
     seconds = each * (norms + 2) / 4 * passes(plan) * layers + step.floor_again * plan.again
     if plan.magnitudes:
-        weighed = sum(x.count for x in plan.targets) * forward_passes(plan)
+        weighed = sum(x.count for x in passed_targets(plan)) * forward_passes(plan)
         seconds += step.floor_magnitude * weighed
     return seconds
 
 
 def _adapted(plan: Plan) -> float:
     """Adapted linears of a layer, in the mean."""
-    return sum(x.count for x in plan.targets if x.kind != "head") / plan.architecture.layers
+    return sum(x.count for x in _adapted_linears(plan)) / plan.architecture.layers
+
+
+def _adapted_linears(plan: Plan) -> list[Linear]:
+    return [x for x in passed_targets(plan) if x.kind != "head"]
+
+
+def _trained(plan: Plan) -> int:
+    """Weights of the base that are trained, embeddings aside: experts get whole gradients too."""
+    if not plan.trains_base:
+        return 0
+    head = [x for x in plan.architecture.linears if x.kind == "head"]
+    linears = sum(x.count * x.weights for x in (*linears_of_layers(plan), *head))
+    return linears + sum(x.parameters() for x in plan.architecture.experts)
 
 
 def _weighed(plan: Plan) -> int:
     """Weights whose rows are measured in each forward pass, with DoRA."""
-    return sum(x.count * x.weights for x in plan.targets) if plan.magnitudes else 0
+    return sum(x.count * x.weights for x in passed_targets(plan)) if plan.magnitudes else 0
 
 
 def passes(plan: Plan) -> float:

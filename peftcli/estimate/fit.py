@@ -56,13 +56,16 @@ def need(plan: Plan, gpu: Gpu) -> Need:
     gaps = _gaps(plan, peak) * share * peak.passing
     with_copy = peak.with_copy + gpu.workspace + gaps
     reserved = max(likely + max(RESERVED * likely, gaps), with_copy)
+    safe = high * likely * FRAGMENTS + gpu.context
+    if safe <= gpu.memory:  # gaps are given back before the card is full
+        reserved = min(reserved, gpu.memory - gpu.context)
     return Need(
         allocated=(low * likely, likely, high * likely),
         step=step,
         reserved=reserved,
         card=reserved + gpu.context + weights(plan).paged,
         context=gpu.context,
-        high=high * likely * FRAGMENTS + gpu.context,
+        high=safe,
     )
 
 

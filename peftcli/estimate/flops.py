@@ -34,7 +34,7 @@ def flops_per_token(plan: Plan, tokens_per_row: float) -> tuple[float, float]:
 
 def _update_flops(plan: Plan) -> int:
     """FLOPs of a token's products with the adapters; embeddings are looked up, not multiplied."""
-    values = sum(x.count * plan.rank_of(x) * (x.inputs + x.outputs) for x in plan.targets)
+    values = sum(x.count * plan.rank_of(x) * (x.inputs + x.outputs) for x in passed_targets(plan))
     layers = plan.architecture.layers if plan.layers is None else len(plan.layers)
     values += layers * plan.sites * 2 * plan.bottleneck * plan.architecture.hidden_size
     return 6 * values
@@ -59,6 +59,11 @@ def layer_flops(plan: Plan) -> float:
 def linears_of_layers(plan: Plan) -> list[Linear]:
     """Those of the layers."""
     return [x for x in plan.architecture.linears if x.kind not in ("head", "vision")]
+
+
+def passed_targets(plan: Plan) -> list[Linear]:
+    """Those with a low-rank update that a token of text passes: no image is trained on."""
+    return [x for x in plan.targets if x.kind != "vision"]
 
 
 def _computed_again(plan: Plan) -> int:

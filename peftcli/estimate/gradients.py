@@ -5,6 +5,7 @@ from __future__ import annotations
 from peftcli.estimate.layer import STAY
 from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Plan
+from peftcli.estimate.updating import LARGE
 from peftcli.estimate.weights import Weights, weights
 
 
@@ -28,7 +29,21 @@ def end_to_end(plan: Plan, held: Weights) -> tuple[Part, ...]:
     """The copy of small gradients in one tensor, while the single ones are still there."""
     if not plan.flat or plan.trains_base:
         return ()
-    return (Part("gradients end to end", held.gradients, "a copy for the optimizer"),)
+    size = held.gradients - plan.adapter_bytes * _alone(plan)
+    return (Part("gradients end to end", size, "a copy for the optimizer"),)
+
+
+def _alone(plan: Plan) -> int:
+    """Values of parameters that are too large to be joined: wide factors, embeddings, a head."""
+    sides = [
+        (x.count, side * plan.rank_of(x)) for x in plan.targets for side in (x.inputs, x.outputs)
+    ]
+    bottlenecks = plan.sites * 2 * plan.bottleneck * plan.architecture.hidden_size
+    rest = plan.trainable - sum(count * size for count, size in sides)
+    rest -= bottlenecks * (plan.architecture.layers if plan.layers is None else len(plan.layers))
+    table = _largest(plan)
+    whole = max(0, rest) // table * table if table > LARGE else 0
+    return whole + sum(count * size for count, size in sides if size > LARGE)
 
 
 def head_gradient(plan: Plan) -> tuple[Part, ...]:

@@ -34,9 +34,10 @@ def show_estimate(estimate: Estimate, *, explain: bool) -> None:
     if estimate.limits is not None:
         most = estimate.limits
         host = f", and {most.host_gib:.0f} GiB of host memory" if most.host_gib else ""
+        one = f", or one row of {most.tokens_per_row:,} tokens" if most.tokens_per_row else ""
         print(
-            f"  at most {most.micro_batch_size:,} of these rows at a time, or one row of "
-            f"{most.tokens_per_row:,} tokens, with checkpointing {most.checkpointing}{host}"
+            f"  at most {most.micro_batch_size:,} of these rows at a time{one}, with checkpointing "
+            f"{most.checkpointing}{host}"
         )
     if estimate.time is not None:
         print(f"  {_run(estimate.time)}{_price(estimate)}{SPEED[estimate.time.speed]}")

@@ -59,6 +59,8 @@ class StepModel:
     """The same where LoRA leaves the block's last linear out: gradients of gate, up, activation."""
     peak_below: float = 6.0
     """The same per hidden element, where LoRA tunes linears of the block below that one."""
+    peak_below_joined: float = 10.0
+    """The same where gate and up are one linear (Phi-3)."""
     peak_unread: float = 0.0
     """Of `peak_hidden` and its like, what a layer that is computed again does not have: its output,
     where it is not made."""

@@ -52,7 +52,8 @@ def _fullest(plan: Plan) -> tuple[float, float]:
     as_adapted = step.in_groups or bool(plan.bottleneck) or plan.trains_base
     if as_adapted or not plan.checkpointing or mlp & set(WRITERS) or (mlp and plan.magnitudes):
         return step.peak_mlp, step.peak_hidden
-    return step.peak_unadapted, step.peak_below if mlp else 2.0
+    below = step.peak_below_joined if "gate_up_proj" in mlp else step.peak_below
+    return step.peak_unadapted, below if mlp else 2.0
 
 
 def mlp_tokens(plan: Plan) -> int:

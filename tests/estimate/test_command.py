@@ -48,6 +48,18 @@ def test_a_local_config_on_a_card(model: Path) -> None:
     assert "GB" not in done.stdout.replace("GiB", "")
 
 
+def test_a_row_alone_is_not_told_where_the_batch_must_go_at_once(tmp_path: Path) -> None:
+    """One row after the other would need the gradients of those before."""
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "model: qwen2.5-14b\nmethod: full\ndata: {train: no-such-file.jsonl}\noutput: out\n"
+        "training: {optimizer: adafactor, batch_size: 16}\n"
+    )
+    done = estimate(str(recipe), "--gpu", "h200")
+    assert done.returncode == 0, done.stderr
+    assert "at most 23 of these rows at a time, with checkpointing full" in done.stdout
+
+
 def test_a_card_that_is_too_small_ends_with_3_and_lines_to_paste(model: Path) -> None:
     done = estimate("--model", str(model), "--method", "lora", "--gpu", "16GB")
     assert done.returncode == 3

@@ -180,6 +180,32 @@ def test_few_adapted_linears_move_less() -> None:
     assert seconds[1] < 0.95 * seconds[0]
 
 
+@pytest.mark.parametrize("magnitudes", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("tflops", [None, 1e6], ids=["busy GPU", "busy CPU"])
+def test_a_tower_for_images_takes_no_time_of_text(tflops: float | None, magnitudes: bool) -> None:
+    """Its linears have factors too, through which no token of text goes."""
+    gpu = find_gpu("h200")
+    gpu = replace(gpu, tflops=tflops, bandwidth_gb_s=1e9) if tflops else gpu
+    plan = low_rank("gemma-3-4b", micro_batch=8, magnitudes=magnitudes)
+    text = replace(plan, targets=tuple(x for x in plan.targets if x.kind != "vision"))
+    assert len(text.targets) < len(plan.targets)
+    assert micro_batch_seconds(plan, gpu, even(plan)) == micro_batch_seconds(text, gpu, even(text))
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("llama-3.2-1b", 1.236), ("mixtral-8x7b", 46.57), ("gemma-3-4b", 3.88)]
+)
+def test_full_fine_tuning_moves_experts_too_but_no_tower_for_images(
+    name: str, billions: float
+) -> None:
+    """All that a token can pass; embeddings are looked up, but where they are the head too."""
+    plan, gpu = full(name, micro_batch=16), find_gpu("h200")  # the GPU is busy
+    free = replace(plan, step=replace(plan.step, trained_traffic=0.0))
+    spent = [micro_batch_seconds(x, gpu, even(x)) for x in (plan, free)]
+    moved = (spent[0] - spent[1]) * gpu.bandwidth_gb_s * 1e9
+    assert moved == pytest.approx(plan.step.trained_traffic * billions * 1e9, rel=0.01)
+
+
 def test_eager_attention_computes_and_moves_every_pair_of_tokens() -> None:
     plan = low_rank("gemma-2-9b", length=8192, attention="eager")
     packed = Lengths(8192, 8192, packed=512)

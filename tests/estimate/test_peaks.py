@@ -11,14 +11,18 @@ import bitsandbytes
 import pytest
 import torch
 from allocations import Allocations
+from bitsandbytes.optim import AdamW8bit
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from peftcli.architecture.config import architecture_from, linear_shapes
 from peftcli.estimate.facts import step_of
+from peftcli.estimate.gradients import end_to_end
 from peftcli.estimate.memory import moments, static_parts
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.weights import weights
+from peftcli.methods import Lora
+from peftcli.train.flat import FlatParameters
 
 RANK = 4
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -205,6 +209,32 @@ def test_checkpointed_dora_of_attention(targets: tuple[str, ...], four: bool) ->
     assert -0.001 < predicted(plan) / peak - 1 < 0.012
 
 
+@pytest.mark.usefixtures("as_on_cuda")
+@pytest.mark.parametrize("targets", [("up_proj",), ("gate_proj", "up_proj")])
+@pytest.mark.parametrize(("intermediate", "most"), [(512, 0.005), (1024, 0.05)])
+def test_checkpointed_lora_of_the_first_linears_of_a_block(
+    intermediate: int, most: float, targets: tuple[str, ...]
+) -> None:
+    """Too high where the block is much wider than the stream, never too low."""
+    config = config_of(256, intermediate)
+    peak = allocated(config, 512, True, target_modules=list(targets))
+    plan = plan_of(config, 512, True, targets=targets, magnitudes=False)
+    assert -0.001 < predicted(plan) / peak - 1 < most
+
+
+@pytest.mark.parametrize(
+    "targets", [("qkv_proj",), ("gate_up_proj",), ("qkv_proj", "gate_up_proj")]
+)
+@pytest.mark.parametrize("hidden", [128, 256])
+def test_checkpointed_lora_of_joined_linears(hidden: int, targets: tuple[str, ...]) -> None:
+    """What Phi-3 keeps beyond the formula, 4 bytes per hidden element, is the same for all."""
+    same = config_of(hidden, 512).to_dict() | {"pad_token_id": 0}
+    config = Phi3Config(**{key: value for key, value in same.items() if key != "model_type"})
+    peak = allocated(config, 512, True, target_modules=list(targets))
+    plan = plan_of(config, 512, True, targets=targets, magnitudes=False)
+    assert 3.8 < (peak - predicted(plan)) / hidden / 512 < 4.1
+
+
 def test_dora_on_attention_alone() -> None:
     config, targets = config_of(128, 512), ("q_proj", "v_proj")
     peak = allocated(config, 256, False, target_modules=list(targets), use_dora=True)
@@ -218,3 +248,27 @@ def test_dora_on_four_bits_of_attention_alone() -> None:
     peak = allocated(config, 256, False, four=True, target_modules=list(targets), use_dora=True)
     plan = plan_of(config, 256, False, targets=targets, magnitudes=True, quantization="nf4")
     assert predicted(plan) == pytest.approx(peak, rel=0.025)
+
+
+@pytest.mark.parametrize("whole", [(), ("lm_head",), ("embed_tokens", "lm_head")], ids=str)
+@pytest.mark.parametrize("rank", [4, 2100])
+def test_what_is_large_is_not_copied_end_to_end(rank: int, whole: tuple[str, ...]) -> None:
+    """Tables of words, and factors of more than 4 million values, as `FlatParameters` has it."""
+    config = config_of(128, 2048)
+    config.vocab_size = 40_000
+    architecture = architecture_from(config.to_dict())
+    method = Lora(rank=rank, target_modules=("down_proj",), modules_to_save=whole)
+    with torch.device("meta"):
+        base = AutoModelForCausalLM.from_config(config)
+        model = get_peft_model(base, method.peft_config(architecture))
+    shapes = [p.shape for p in model.parameters() if p.requires_grad]
+    optimizer = AdamW8bit([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes])
+    FlatParameters(optimizer)
+    targets = method.footprint(architecture).targets
+    plan = Plan(
+        *(architecture, sum(shape.numel() for shape in shapes), targets, rank),
+        trains_head="lm_head" in whole,
+        flat=True,
+    )
+    (copy,) = end_to_end(plan, weights(plan))
+    assert copy.size == optimizer.param_groups[0]["params"][0].nbytes

@@ -139,8 +139,21 @@ def test_sequences_behind_a_mask_are_computed_one_by_one(model: str, rows: int) 
     assert found.settings.accumulation == 16 // rows
     assert found.limits is not None
     assert (found.limits.micro_batch_size == 1) is (rows == 1)
-    said = any(note.startswith("micro_batch_size 1: a mask") for note in found.notes)
-    assert said is (rows == 1)
+    assert any(note.startswith("micro_batch_size 1: a mask") for note in found.notes) is (rows == 1)
+
+
+def test_a_card_that_a_run_fits_does_not_show_more_than_it_has() -> None:
+    """What PyTorch holds between its blocks it gives back before the card is full."""
+    method = {"name": "lora", "use_dora": True, "dropout": 0.1}
+    found = estimate(
+        model={"name": "qwen3-1.7b", "attention": "eager"},
+        method=method,
+        training={"packing": True, "optimizer": "adamw_torch"},
+        data={"max_length": 8192},
+    )
+    assert found.verdict == "fits"
+    memory = found.memory
+    assert memory.likely_gib < memory.reserved_gib < memory.card_gib == memory.available_gib
 
 
 def test_notes_tell_what_is_uncertain() -> None:
