@@ -101,6 +101,9 @@ def kept_tensors(plan: Plan, widths: Widths) -> dict[str, float]:
     if has_query_norms(architecture):
         both = step.kept_query_norm * (widths.query + widths.key)
         kept["inputs of the query norms"] = both + 4 * (architecture.heads + architecture.kv_heads)
+    if any(x.name.endswith("self_attn.qkv_proj") for x in architecture.linears):  # Phi-3
+        # The values are a view of what the joined linear gives: it all stays.
+        kept["queries and keys before rotation"] = 2.0 * (widths.query + widths.key)
     if plan.trains_base:
         kept["input of the down-projection"] = 2.0 * widths.intermediate
     if plan.bottleneck:

@@ -61,6 +61,8 @@ class StepModel:
     """The same per hidden element, where LoRA tunes linears of the block below that one."""
     peak_below_joined: float = 10.0
     """The same where gate and up are one linear (Phi-3)."""
+    peak_joined: float = 0.0
+    """What that adds to `peak_hidden` where LoRA tunes all of the block."""
     peak_unread: float = 0.0
     """Of `peak_hidden` and its like, what a layer that is computed again does not have: its output,
     where it is not made."""
@@ -148,6 +150,8 @@ TRL_QLORA = replace(
     inputs_shared=True,
     peak_mlp=4.0,
     peak_hidden=2.0,
+    peak_below_joined=14.0,
+    peak_joined=6.0,
     adapted_traffic=7.3,
 )
 TRL_QLORA_DROPOUT = replace(
@@ -155,6 +159,8 @@ TRL_QLORA_DROPOUT = replace(
     name=f"{TRL_QLORA.name}, with dropout",
     peak_mlp=2.0,
     peak_hidden=10.0,
+    peak_below_joined=TRL_QLORA.peak_below_joined,
+    peak_joined=2.0,
     adapted_traffic=TRL_QLORA.adapted_traffic,
 )
 TRL_DORA = replace(

@@ -49,10 +49,11 @@ def _fullest(plan: Plan) -> tuple[float, float]:
     """
     step = plan.step
     mlp = {x.suffix for x in plan.targets if x.kind == "mlp"}
+    joined = "gate_up_proj" in mlp
     as_adapted = step.in_groups or bool(plan.bottleneck) or plan.trains_base
     if as_adapted or not plan.checkpointing or mlp & set(WRITERS) or (mlp and plan.magnitudes):
-        return step.peak_mlp, step.peak_hidden
-    below = step.peak_below_joined if "gate_up_proj" in mlp else step.peak_below
+        return step.peak_mlp, step.peak_hidden + step.peak_joined * joined
+    below = step.peak_below_joined if joined else step.peak_below
     return step.peak_unadapted, below if mlp else 2.0
 
 
