@@ -24,7 +24,7 @@ LAYERS = (
     ("architecture", "overlap"),
     ("events", "bundled", "weightfiles", "lock", "fp8", "records", "machine"),
     ("untrusted", "privacy", "paths"),
-    ("errors", "__init__"),
+    ("errors", "words", "__init__"),
 )
 HEAVY = ("torch", "transformers", "peft", "trl", "datasets", "numpy", "pyarrow", "matplotlib")
 
