@@ -81,6 +81,10 @@ def kept_per_token(plan: Plan, widths: Widths) -> float:
     return sum(kept_tensors(plan, widths).values())
 
 
+UNFUSED_GELU = {"gpt2", "gptj", "gpt_neo", "codegen", "phi"}
+"""Families whose GELU (`gelu_new`) is a chain of operations, each of which keeps its inputs."""
+
+
 def kept_tensors(plan: Plan, widths: Widths) -> dict[str, float]:
     """What a layer keeps from its forward pass to its backward pass, in bytes per token by name.
 
@@ -89,6 +93,8 @@ def kept_tensors(plan: Plan, widths: Widths) -> dict[str, float]:
     step, architecture = plan.step, plan.architecture
     norms = stream_norms(architecture)
     gate = step.kept_gated if widths.gated else step.kept_ungated
+    if architecture.model_type in UNFUSED_GELU:
+        gate += step.kept_unfused
     kept = {
         "inputs of the norms": norms * (step.kept_norm * widths.hidden + 4),
         "queries and attention output": query_kept(plan, widths),

@@ -33,6 +33,8 @@ class StepModel:
     """Gate, up and the activated gate, per intermediate element."""
     kept_ungated: float = 2.0
     """Input of the activation where there is no gate, per intermediate element."""
+    kept_unfused: float = 6.0
+    """What a GELU that is a chain of operations keeps beyond that."""
     kept_input: float = 2.0
     """Input of an adapted linear, per element, where it is not kept for another reason."""
     inputs_shared: bool = False

@@ -13,7 +13,7 @@ import torch
 from allocations import Allocations
 from bitsandbytes.optim import AdamW8bit
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PhiConfig
 
 from peftcli.architecture.config import architecture_from, linear_shapes
 from peftcli.estimate.facts import step_of
@@ -244,6 +244,18 @@ def test_checkpointed_lora_of_joined_linears(
     changes = {"magnitudes": False, "dropout": dropout > 0, "quantization": quantization}
     plan = plan_of(config, 512, True, targets=targets, **changes)
     assert -0.002 < predicted(plan) / peak - 1 < (0.06 if four else 0.012)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+def test_a_chain_of_operations_for_a_gelu(checkpointing: bool) -> None:
+    """Of Phi, GPT-2 and others: each operation keeps its inputs."""
+    own = {"resid_pdrop": 0.0, "num_hidden_layers": 6, "hidden_act": "gelu_new"}
+    same = config_of(128, 512).to_dict() | own
+    config = PhiConfig(**{key: value for key, value in same.items() if key != "model_type"})
+    targets = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
+    peak = allocated(config, 512, checkpointing, target_modules=list(targets))
+    plan = plan_of(config, 512, checkpointing, targets=targets, magnitudes=False)
+    assert predicted(plan) == pytest.approx(peak, rel=0.04)
 
 
 def test_dora_on_attention_alone() -> None:
