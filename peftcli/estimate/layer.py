@@ -9,7 +9,14 @@ from functools import lru_cache
 from peftcli.architecture.config import Linear
 from peftcli.estimate.groups import padding
 from peftcli.estimate.plan import Plan
-from peftcli.estimate.widths import WRITERS, Widths, has_query_norms, layer_kinds, stream_norms
+from peftcli.estimate.widths import (
+    WRITERS,
+    Widths,
+    has_query_norms,
+    joins_queries,
+    layer_kinds,
+    stream_norms,
+)
 
 Kinds = tuple[tuple[Plan, Widths], ...]
 """Kinds of layers, each with the plan of its own adapters only."""
@@ -107,8 +114,7 @@ def kept_tensors(plan: Plan, widths: Widths) -> dict[str, float]:
     if has_query_norms(architecture):
         both = step.kept_query_norm * (widths.query + widths.key)
         kept["inputs of the query norms"] = both + 4 * (architecture.heads + architecture.kv_heads)
-    if any(x.name.endswith("self_attn.qkv_proj") for x in architecture.linears):  # Phi-3
-        # The values are a view of what the joined linear gives: it all stays.
+    if joins_queries(architecture):  # the values are a view of all of it, which stays
         kept["queries and keys before rotation"] = 2.0 * (widths.query + widths.key)
     if plan.trains_base:
         kept["input of the down-projection"] = 2.0 * widths.intermediate

@@ -86,7 +86,7 @@ def training_peak(plan: Plan) -> Peak:
 
 ROOM = 0.4
 """Of what a layer's backward pass leaves free in large blocks, the share that the copy of all
-gradients can use: in two runs of the grid at rank 256 and 64."""
+gradients can use: in three runs of the grid, at rank 256, 128 and 64."""
 
 
 def _with_copy(plan: Plan, held: Weights, found: dict[str, tuple[Part, ...]]) -> float:

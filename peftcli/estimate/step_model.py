@@ -58,13 +58,16 @@ class StepModel:
     """Of `peak_mlp`, what is among the kept bytes already where nothing is computed again."""
     peak_hidden: float = 10.0
     peak_unadapted: float = 6.0
-    """The same where LoRA leaves the block's last linear out: gradients of gate, up, activation."""
+    """As `peak_mlp`, where LoRA leaves the block's last linear out: gradients of gate, up and
+    activation."""
+    peak_frozen: float = 2.0
+    """As `peak_hidden`, where LoRA leaves the whole block out."""
     peak_below: float = 6.0
-    """The same per hidden element, where LoRA tunes linears of the block below that one."""
+    """As `peak_hidden`, where LoRA tunes linears of the block, but not its last one."""
     peak_below_joined: float = 10.0
     """The same where gate and up are one linear (Phi-3)."""
     peak_joined: float = 0.0
-    """What that adds to `peak_hidden` where LoRA tunes all of the block."""
+    """What that adds to `peak_hidden` where LoRA tunes the last one too."""
     peak_unread: float = 0.0
     """Of `peak_hidden` and its like, what a layer that is computed again does not have: its output,
     where it is not made."""

@@ -54,7 +54,7 @@ def _fullest(plan: Plan) -> tuple[float, float]:
     if as_adapted or not plan.checkpointing or mlp & set(WRITERS) or (mlp and plan.magnitudes):
         return step.peak_mlp, step.peak_hidden + step.peak_joined * joined
     below = step.peak_below_joined if joined else step.peak_below
-    return step.peak_unadapted, below if mlp else 2.0
+    return step.peak_unadapted, below if mlp else step.peak_frozen
 
 
 def mlp_tokens(plan: Plan) -> int:

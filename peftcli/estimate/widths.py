@@ -97,5 +97,11 @@ def stream_norms(architecture: Architecture) -> int:
 
 
 @lru_cache(64)
+def joins_queries(architecture: Architecture) -> bool:
+    """Whether queries, keys and values come from one linear and are rotated then, as in Phi-3."""
+    return any(x.name.endswith("self_attn.qkv_proj") for x in architecture.linears)
+
+
+@lru_cache(64)
 def has_query_norms(architecture: Architecture) -> bool:
     return any("self_attn.q_norm" in x.name for x in architecture.tensors)

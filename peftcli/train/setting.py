@@ -102,12 +102,7 @@ def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
     train, evaluation, rows = _sequences(prepared, data.max_length, packing=packing)
     known = device.kind == "cuda" and architecture.other_layers is None
     estimate = on_this_gpu(seen, device, architecture, rows) if known else None
-    if one_at_a_time(seen, architecture) and recipe.training.micro_batch_size != 1:
-        training = recipe.training.model_copy(update={"micro_batch_size": 1})
-        single = recipe.model_copy(update={"training": training})
-        load = behind_a_mask(_load(single, device, estimate, rows))
-    else:
-        load = _load(recipe, device, estimate, rows)
+    load = _load(recipe, device, estimate, rows, alone=one_at_a_time(seen, architecture))
     plan = decide(
         recipe,
         rows=len(train),
@@ -133,8 +128,17 @@ def settle(loaded: LoadedRecipe, tell: Listener) -> Setting:
     )
 
 
-def _load(recipe: Recipe, device: Device, estimate: Estimate | None, rows: Rows) -> Load:
-    """How much goes through the model at a time: by the estimate, where there is one."""
+def _load(
+    recipe: Recipe, device: Device, estimate: Estimate | None, rows: Rows, *, alone: bool = False
+) -> Load:
+    """How much goes through the model at a time: by the estimate, where there is one.
+
+    `alone` is one sequence at a time, whatever the device bears and the recipe says.
+    """
+    if alone and recipe.training.micro_batch_size != 1:
+        training = recipe.training.model_copy(update={"micro_batch_size": 1})
+        single = recipe.model_copy(update={"training": training})
+        return behind_a_mask(_load(single, device, estimate, rows))
     if estimate is not None:
         return gpu_load(recipe, estimate)
     if device.kind == "cuda":

@@ -45,6 +45,16 @@ def test_equals_steps_measured_on_an_h200(rate: int, plan: Plan) -> None:
     assert plan.tokens / seconds == pytest.approx(rate, rel=0.03)
 
 
+@pytest.mark.parametrize(("rate", "plan"), [*MEASURED, WAITS_FOR_ITS_CPU, LONG_ROW], ids=described)
+def test_coefficients_of_its_own_meet_all_that_trls_trainer_did(rate: int, plan: Plan) -> None:
+    """The form of the formula by itself: three constants, one of which differs on 4 bits."""
+    own = {"adapted_traffic": 0.0, "launch_adapted": 0.0, "launch_seconds": 0.002}
+    traffic = 15.0 if plan.quantization else 18.0
+    trl = replace(plan, step=replace(plan.step, traffic=traffic, **own))
+    seconds = step_seconds(trl, find_gpu("h200"), even(plan))
+    assert plan.tokens / seconds == pytest.approx(rate, rel=0.03)
+
+
 def test_a_long_row_measured_on_an_h200() -> None:
     rate, plan = LONG_ROW
     seconds = step_seconds(plan, find_gpu("h200"), even(plan))
