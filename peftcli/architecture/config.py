@@ -156,6 +156,7 @@ def _architecture(
         linears=linears,
         experts=experts,
         tensors=tensors,
+        activation=keys.text("activation_function", "hidden_act"),
     )
 
 

@@ -133,6 +133,8 @@ class Architecture:
     tensors: tuple[Tensor, ...]
     exact: bool = True
     other_layers: str | None = None
+    activation: str | None = None
+    """Of the feed-forward blocks, in the words of transformers; None where the file is silent."""
 
     def __hash__(self) -> int:
         """From a few sizes, because estimates look up what they know of a model very often."""

@@ -40,9 +40,12 @@ def _alone(plan: Plan) -> int:
     ]
     bottlenecks = plan.sites * 2 * plan.bottleneck * plan.architecture.hidden_size
     rest = plan.trainable - sum(count * size for count, size in sides)
-    rest -= bottlenecks * (plan.architecture.layers if plan.layers is None else len(plan.layers))
+    layers = plan.architecture.layers if plan.layers is None else len(plan.layers)
+    rest -= bottlenecks * layers
     table = _largest(plan)
     whole = max(0, rest) // table * table if table > LARGE else 0
+    if plan.bottleneck * plan.architecture.hidden_size > LARGE:
+        whole += bottlenecks * layers
     return whole + sum(count * size for count, size in sides if size > LARGE)
 
 

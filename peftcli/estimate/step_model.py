@@ -54,9 +54,11 @@ class StepModel:
     stream: float = 2.0
     """A layer's input, which is all that a checkpointed layer keeps, per hidden element."""
     peak_mlp: float = 6.0
+    """What the backward pass of the block adds at its fullest, per intermediate element."""
     peak_counted: float = 2.0
     """Of `peak_mlp`, what is among the kept bytes already where nothing is computed again."""
     peak_hidden: float = 10.0
+    """What it adds per hidden element."""
     peak_unadapted: float = 6.0
     """As `peak_mlp`, where LoRA leaves the block's last linear out: gradients of gate, up and
     activation."""

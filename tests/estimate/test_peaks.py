@@ -12,6 +12,7 @@ import pytest
 import torch
 from allocations import Allocations
 from bitsandbytes.optim import AdamW8bit
+from estimate_plans import houlsby
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, PhiConfig
 
@@ -246,10 +247,11 @@ def test_checkpointed_lora_of_joined_linears(
     assert -0.002 < predicted(plan) / peak - 1 < (0.06 if four else 0.012)
 
 
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
-def test_a_chain_of_operations_for_a_gelu(checkpointing: bool) -> None:
-    """Of Phi, GPT-2 and others: each operation keeps its inputs."""
-    own = {"resid_pdrop": 0.0, "num_hidden_layers": 6, "hidden_act": "gelu_new"}
+def test_a_chain_of_operations_for_a_gelu(checkpointing: bool, activation: str) -> None:
+    """Of Phi, GPT-2 and others: each operation keeps its inputs, those of one fused GELU do not."""
+    own = {"resid_pdrop": 0.0, "num_hidden_layers": 6, "hidden_act": activation}
     same = config_of(128, 512).to_dict() | own
     config = PhiConfig(**{key: value for key, value in same.items() if key != "model_type"})
     targets = ("q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2")
@@ -295,3 +297,11 @@ def test_what_is_large_is_not_copied_end_to_end(rank: int, whole: tuple[str, ...
     )
     (copy,) = end_to_end(plan, weights(plan))
     assert copy.size == optimizer.param_groups[0]["params"][0].nbytes
+
+
+@pytest.mark.parametrize(("bottleneck", "joined"), [(64, True), (2048, False)])
+def test_wide_bottlenecks_are_not_copied_end_to_end(bottleneck: int, joined: bool) -> None:
+    plan = replace(houlsby("llama-3.1-8b", size=bottleneck), flat=True)
+    (copy,) = end_to_end(plan, weights(plan))
+    assert (copy.size > 0.99 * weights(plan).gradients) is joined
+    assert (copy.size < 0.01 * weights(plan).gradients) is not joined
