@@ -133,11 +133,17 @@ def _wrapped(outer: Keys, text: Keys, model_type: str) -> Architecture:
     )
 
 
+UNFUSED_GELU = {"gpt2", "gptj", "gpt_neo", "codegen", "phi"}
+"""Families whose activation is `gelu_new` where config.json does not say."""
+
+
 def _architecture(
     keys: Keys, model_type: str, sizes: Sizes, groups: Groups, tied: bool
 ) -> Architecture:
     window = keys.optional("sliding_window", low=0) or None
     linears, experts, tensors = groups
+    usual = "gelu_new" if model_type in UNFUSED_GELU else None
+    activation = keys.text("activation_function", "hidden_act") or usual
     return Architecture(
         model_type=model_type,
         hidden_size=sizes.hidden,
@@ -156,7 +162,7 @@ def _architecture(
         linears=linears,
         experts=experts,
         tensors=tensors,
-        activation=keys.text("activation_function", "hidden_act"),
+        unfused_gelu=activation == "gelu_new",
     )
 
 

@@ -133,8 +133,8 @@ class Architecture:
     tensors: tuple[Tensor, ...]
     exact: bool = True
     other_layers: str | None = None
-    activation: str | None = None
-    """Of the feed-forward blocks, in the words of transformers; None where the file is silent."""
+    unfused_gelu: bool = False
+    """Whether the activation is `gelu_new`: a chain of operations, each of which keeps its input."""
 
     def __hash__(self) -> int:
         """From a few sizes, because estimates look up what they know of a model very often."""

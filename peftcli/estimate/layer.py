@@ -88,12 +88,6 @@ def kept_per_token(plan: Plan, widths: Widths) -> float:
     return sum(kept_tensors(plan, widths).values())
 
 
-UNFUSED_GELU = "gelu_new"
-"""An activation that is a chain of operations, each of which keeps its inputs."""
-TAKE_IT = {"gpt2", "gptj", "gpt_neo", "codegen", "phi"}
-"""Families that have it where their config.json does not say."""
-
-
 def kept_tensors(plan: Plan, widths: Widths) -> dict[str, float]:
     """What a layer keeps from its forward pass to its backward pass, in bytes per token by name.
 
@@ -102,8 +96,7 @@ def kept_tensors(plan: Plan, widths: Widths) -> dict[str, float]:
     step, architecture = plan.step, plan.architecture
     norms = stream_norms(architecture)
     gate = step.kept_gated if widths.gated else step.kept_ungated
-    usual = UNFUSED_GELU if architecture.model_type in TAKE_IT else None
-    if (architecture.activation or usual) == UNFUSED_GELU:
+    if architecture.unfused_gelu:
         gate += step.kept_unfused
     kept = {
         "inputs of the norms": norms * (step.kept_norm * widths.hidden + 4),
