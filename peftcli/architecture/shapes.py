@@ -134,7 +134,7 @@ class Architecture:
     exact: bool = True
     other_layers: str | None = None
     unfused_gelu: bool = False
-    """Whether the activation is `gelu_new`: a chain of operations, each of which keeps its input."""
+    """Whether the activation is `gelu_new`: several operations, each of which keeps its input."""
 
     def __hash__(self) -> int:
         """From a few sizes, because estimates look up what they know of a model very often."""
