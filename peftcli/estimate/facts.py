@@ -63,7 +63,7 @@ def plan_of(
         flat=recipe.optimizer.endswith(("8bit", "32bit")),  # bitsandbytes' own
         batch=recipe.training.batch_size,
         length=length,
-        attention=attention_of(recipe, architecture, length, packing),
+        attention=attention_on(gpu, dtype, attention_of(recipe, architecture, length, packing)),
         padded=not packing and not rows_apart(recipe, architecture),
     )
     fused = footprint.fusible and runs_fused(recipe, architecture, dtype)
@@ -133,3 +133,10 @@ def attention_of(
     if window is not None and length > window:
         return "masked"
     return PACKED if packing else "flash"
+
+
+def attention_on(gpu: Gpu, dtype: str, wanted: Attention) -> Attention:
+    """The kernel that takes the place of flash attention where it does not run."""
+    if wanted == "flash" and (dtype == "float32" or not gpu.has_flash):
+        return "efficient"
+    return wanted

@@ -17,6 +17,7 @@ Speed = Literal["measured", "published", "data sheet"]
 MIB = 2**20
 GIB = 2**30
 FP8_FROM = 89  # compute capability times ten: Ada, Hopper and later
+FLASH_FROM = 80  # the same: Ampere and later
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Gpu:
     @property
     def has_bfloat16(self) -> bool:
         return self.compute >= 80
+
+    @property
+    def has_flash(self) -> bool:
+        """Whether PyTorch's flash attention runs on it."""
+        return self.compute >= FLASH_FROM
 
     @property
     def has_fp8(self) -> bool:

@@ -151,8 +151,10 @@ def before_the_first_adapter(plan: Plan, widths: Widths) -> float:
 
 
 def attention_kept(plan: Plan, widths: Widths) -> float:
-    """What a mask or the eager kernel adds: repeated keys, the mask, the whole score matrix."""
+    """What other kernels add to flash: repeated keys, a mask, the whole score matrix."""
     repeated = 4 * (widths.query - widths.key)
+    if plan.kernel == "efficient":
+        return repeated
     if plan.kernel == "masked":
         return repeated + 2 * plan.length
     if plan.kernel == "eager":

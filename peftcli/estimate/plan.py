@@ -10,7 +10,7 @@ from peftcli.estimate.step_model import TRL_LORA, StepModel
 
 Mode = Literal["none", "full", "offload"] | int
 """What a recipe calls the ways of checkpointing; a number is of layers, from the lowest on."""
-Attention = Literal["flash", "masked", "eager"]
+Attention = Literal["flash", "efficient", "masked", "eager"]
 """flash: no mask is built; masked: SDPA with a mask; eager: the score matrix in full."""
 
 
@@ -111,7 +111,8 @@ class Plan:
     @property
     def kernel(self) -> Attention:
         """The attention of this micro-batch."""
-        if self.attention == "flash" and self.padded and self.micro_batch > 1:
+        holds_no_scores = self.attention in ("flash", "efficient")
+        if holds_no_scores and self.padded and self.micro_batch > 1:
             return "masked"
         return self.attention
 

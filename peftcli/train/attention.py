@@ -2,11 +2,13 @@
 
 Rows of any length share one sequence without padding; `cu_seq_lens` says where each begins and
 ends. On a GPU this is PyTorch's own variable-length flash attention (Dao, 2023, arXiv 2307.08691),
-on a CPU one call of SDPA a row. Registered with transformers under `NAME`.
+on a CPU, on cards before Ampere and in float32 one call of SDPA a row. Registered with transformers
+under `NAME`.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from peftcli.estimate.gpus import FLASH_FROM
 
 NAME = "peftcli_varlen"
 
@@ -36,7 +40,7 @@ def rows_apart(
     """
     if window is not None and window >= longest:
         window = None
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if flash_runs(query):
         out: Tensor = _Flash.apply(query, key, value, cu_seq_lens, longest, scale, window, dropout)
         return out
     borders = cu_seq_lens.tolist()
@@ -56,17 +60,56 @@ def _one_row(
         at = torch.arange(len(query), device=query.device)
         back = at[:, None] - at[None, :]
         mask = (back >= 0) & (back < window)
-    out = scaled_dot_product_attention(
-        query.transpose(0, 1)[None],
-        key.transpose(0, 1)[None],
-        value.transpose(0, 1)[None],
+    q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+    return causal(q, k, v, scale, mask, dropout)[0].transpose(0, 1)
+
+
+def causal(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """SDPA over (rows x heads x tokens x width), causal where no mask says what a token sees.
+
+    Fewer key heads than query heads are shared, or repeated where the kernels cannot share them.
+    """
+    key, value = (repeated(query, x) for x in (key, value))
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
         attn_mask=mask,
         dropout_p=dropout,
         is_causal=mask is None,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    return out[0].transpose(0, 1)
+
+
+def repeated(query: Tensor, key: Tensor) -> Tensor:
+    """Keys or values with as many heads (dimension 1) as the queries, where they must have them.
+
+    On a GPU, kernels that share heads are of flash attention; where that does not run, SDPA would
+    take the kernel that holds the scores of all pairs of tokens.
+    """
+    shared = query.shape[1] // key.shape[1]
+    if shared == 1 or not query.is_cuda or flash_runs(query):
+        return key
+    return key.repeat_interleave(shared, 1)
+
+
+def flash_runs(x: Tensor) -> bool:
+    """Whether PyTorch's flash attention computes on this tensor's device and dtype."""
+    return x.is_cuda and x.element_size() == 2 and _compute(x.device) >= FLASH_FROM
+
+
+@cache
+def _compute(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 class _Flash(torch.autograd.Function):
@@ -114,6 +157,7 @@ def attention_forward(
         cu_seq_lens_q = borders_of(rows, length, query.device)
         max_length_q = length
     if cu_seq_lens_q is None or max_length_q is None:
+        key, value = repeated(query, key), repeated(query, value)
         found: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, None, dropout=dropout, scaling=scaling, **kwargs
         )

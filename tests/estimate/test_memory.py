@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftcli import fp8
+from peftcli.estimate.facts import plan_of
 from peftcli.estimate.fit import need
 from peftcli.estimate.gpus import find_gpu
 from peftcli.estimate.groups import CODED_AT_ONCE
@@ -30,6 +31,7 @@ from peftcli.estimate.step_model import FUSED_FP8, TRL_DORA_QUANTIZED
 from peftcli.estimate.transients import attention_backward
 from peftcli.estimate.weights import weights
 from peftcli.estimate.widths import Widths, layer_kinds
+from peftcli.recipe.schema import Recipe
 
 CK = {"checkpointing": True}
 GRAPH: list[tuple[float, Plan]] = [
@@ -224,6 +226,26 @@ def test_an_eager_kernel_keeps_no_output_that_nobody_reads() -> None:
         "lora, flash": 4 * query + 4 * 8,
         "qlora": 4 * query,
         "full": 4 * query,
+    }
+
+
+def test_without_flash_attention_shared_key_heads_are_kept_repeated() -> None:
+    """Before Ampere and in float32; each key and value has 4 query heads and 16 bits."""
+    plans = [low_rank("llama-3.1-8b", attention=kernel) for kernel in ("flash", "efficient")]
+    (kind,) = layer_kinds(plans[0].architecture)
+    flash, efficient = (sum(kept_tensors(plan, kind).values()) for plan in plans)
+    assert efficient - flash == 2 * 2 * (4096 - 1024)
+    keys = {"model": {"name": "x"}, "data": {"train": "rows.jsonl"}, "output": "run"}
+    found = {}
+    for gpu, dtype in (("T4", "auto"), ("3060", "auto"), ("3060", "float32")):
+        model = {"name": "x", "dtype": dtype}
+        recipe = Recipe.model_validate({**keys, "method": {"name": "lora"}, "model": model})
+        plan = plan_of(recipe, plans[0].architecture, find_gpu(gpu), length=2048, packing=False)
+        found[gpu, dtype] = plan.kernel
+    assert found == {
+        ("T4", "auto"): "efficient",
+        ("3060", "auto"): "flash",
+        ("3060", "float32"): "efficient",
     }
 
 

@@ -19,7 +19,7 @@ from peftcli.errors import ResourceError
 from peftcli.events import Event, Step
 from peftcli.recipe.document import Document
 from peftcli.recipe.load import LoadedRecipe, validate
-from peftcli.train import checkpoints
+from peftcli.train import attention, checkpoints
 from peftcli.train.run import Options, run
 
 pytestmark = pytest.mark.gpu
@@ -35,11 +35,16 @@ METHODS = {
 
 
 def recipe(
-    base: Path, rows: Path, output: Path, method: object, **training: object
+    base: Path,
+    rows: Path,
+    output: Path,
+    method: object,
+    dtype: str = "auto",
+    **training: object,
 ) -> LoadedRecipe:
     steps = {"max_steps": 8, "batch_size": 8, "learning_rate": 5e-3, "device": "cuda"}
     values = {
-        "model": str(base),
+        "model": {"name": str(base), "dtype": dtype},
         "method": method,
         "data": {"train": str(rows), "eval": 0.2, "max_length": 64},
         "training": {**steps, **training},
@@ -58,6 +63,18 @@ def test_every_method_learns(base_model: Path, rows: Path, tmp_path: Path, metho
     assert 0 < result.peak_memory_gib < 2
     manifest = json.loads((tmp_path / "run" / "run.json").read_text())
     assert manifest["device"]["kind"] == "cuda"
+
+
+@pytest.mark.parametrize("name", ["lora", "qlora", "adapter"])
+def test_a_card_before_ampere_learns_in_float16(
+    base_model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(attention, "FLASH_FROM", 999)  # above this card
+    events: list[Event] = []
+    asked = recipe(base_model, rows, tmp_path / "run", METHODS[name], dtype="float16")
+    run(asked, Options(), events.append)
+    losses = [event.loss for event in events if isinstance(event, Step)]
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("name", ["lora", "full"])

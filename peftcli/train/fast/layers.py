@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from peftcli.train.attention import borders_of, rows_apart
+from peftcli.train.attention import borders_of, causal, rows_apart
 from peftcli.train.fast.again import run_checkpointed
 from peftcli.train.fast.blocks import GatedMlp, Heads, Output, QueryKeyValue
 from peftcli.train.fast.bottleneck import AddBottleneck, Bottleneck, fits, read_bottleneck
@@ -162,10 +161,8 @@ def prepare(layer: Any, shadows: Shadows, *, lean: bool = False) -> FastLayer:
 
 def _full_rows(q: Tensor, k: Tensor, v: Tensor, rows: int, scale: float) -> Tensor:
     """Causal attention over equally long rows: (tokens x heads x width) in and out."""
-    shared = q.shape[1] != k.shape[1]
     q, k, v = (x.unflatten(0, (rows, -1)).transpose(1, 2) for x in (q, k, v))
-    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=shared)
-    return out.transpose(1, 2)
+    return causal(q, k, v, scale).transpose(1, 2)
 
 
 def _replace_forward(fast: FastLayer, checkpointed: Callable[..., Tensor] | None) -> None:
