@@ -14,7 +14,10 @@ from torch import Tensor, nn
 DTYPE = torch.float8_e4m3fn
 LARGEST = 448.0
 FLOOR = 1e-30  # a row of zeros gets a scale too; gradients are far above it
-LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LINEARS = (
+    *("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"),
+    *("gate_proj", "up_proj", "gate_up_proj", "down_proj"),
+)
 PART = 1 << 24  # values that are worked on in float32 at once
 
 

@@ -80,6 +80,12 @@ _OWN: dict[str, dict[str, Any]] = {
     "qwen2_moe": {**_EXPERTS, "shared_expert_intermediate_size": 32},
     "qwen3_moe": _EXPERTS,
 }
+_JOINED = {  # families that have one linear where Llama has several
+    "phi3": {
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
+        **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
+    }
+}
 _NO_HEAD_DIM = {"falcon"}  # a read-only property there
 
 
@@ -94,6 +100,12 @@ def tiny_config(model_type: str, **own: Any) -> PretrainedConfig:
     if model_type in _NO_HEAD_DIM:
         del values["head_dim"]
     return AutoConfig.for_model(model_type, **values)
+
+
+def linears_of(model_type: str, names: list[str]) -> list[str]:
+    """What a family calls the linears that have these names in Llama."""
+    joined = _JOINED.get(model_type, {})
+    return sorted({joined.get(name, name) for name in names})
 
 
 def tiny_model(

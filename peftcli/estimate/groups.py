@@ -10,7 +10,10 @@ from peftcli.estimate.parts import Part
 from peftcli.estimate.plan import Plan
 from peftcli.estimate.weights import storage
 
-GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+GROUPS = (  # linears that share an input; Phi-3 has one for all of a group
+    ("q_proj", "k_proj", "v_proj", "qkv_proj"), ("o_proj",),
+    ("gate_proj", "up_proj", "gate_up_proj"), ("down_proj",),
+)  # fmt: skip
 COLUMNS, STRIDE = 8, 64  # multiples that ranks and rows are rounded up to
 CODED_AT_ONCE = 2**24  # values of a weight that are turned into fp8 at a time (peftcli/fp8.py)
 CODING = 9  # bytes for each: in float32, scaled in float32, and the code
@@ -111,7 +114,7 @@ def _matrices(plan: Plan) -> Counter[Matrix]:
     found: Counter[Matrix] = Counter()
     linears = {x.suffix: x for x in plan.architecture.linears if x.layers}
     for group in GROUPS:
-        members = [linears[name] for name in group]
+        members = [linears[name] for name in group if name in linears]
         targets = [x for x in plan.targets if x.suffix in group]
         layers = members[0].layers
         if all(x.layers == layers for x in targets):

@@ -18,7 +18,7 @@ PACKABLE = {
 # kernel, and stablelm's layers do not hand the borders on.
 NO_VARLEN = {"gemma2", "stablelm"}
 BEHIND_A_MASK = "micro_batch_size 1: a mask as large as a sequence squared keeps packed rows apart"
-FUSED = {"llama", "mistral", "qwen2", "qwen3"}
+FUSED = {"llama", "mistral", "phi3", "qwen2", "qwen3"}
 """Families whose layers run on the fused functions of peftcli/train/fast."""
 UNPACKABLE = {
     "opt": "it numbers positions across rows",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config, Qwen3Config
 
 from peftcli.adapters import wrap
 from peftcli.architecture.config import architecture_from, linear_shapes
@@ -38,8 +38,9 @@ SIZES: dict[str, Any] = {
     "head_dim": 32,
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
+    "pad_token_id": 0,
 }
-CONFIGS = {"llama": LlamaConfig, "qwen3": Qwen3Config}
+CONFIGS = {"llama": LlamaConfig, "phi3": Phi3Config, "qwen3": Qwen3Config}
 
 
 def model_of(family: str, method: str = "lora", **options: Any) -> Any:

@@ -64,7 +64,7 @@ def test_what_keeps_the_fused_layers_away_is_refused_at_its_place(key: str) -> N
 
 
 REFUSED = {
-    "google/gemma-2-9b": ("lora", "offload runs on llama, mistral, qwen2, qwen3 models"),
+    "google/gemma-2-9b": ("lora", "offload runs on llama, mistral, phi3, qwen2, qwen3 models"),
     "Qwen/Qwen3-8B": ({"name": "lora", "use_dora": True}, "leave out what lora does here"),
     "meta-llama/Llama-3.1-8B": ("full", "leave out what full does here"),
 }

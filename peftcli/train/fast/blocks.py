@@ -36,10 +36,12 @@ class Heads:
     query_norm: Norm | None
     key_norm: Norm | None
     width: int
+    sizes: list[int]
+    """Outputs that are queries, keys and values, whether of one linear each or of one for all."""
 
     def split(self, y: Tensor) -> list[Tensor]:
         """(tokens x all outputs) -> views (tokens x heads x width) of queries, keys and values."""
-        return [part.unflatten(-1, (-1, self.width)) for part in y.split(self.group.sizes, -1)]
+        return [part.unflatten(-1, (-1, self.width)) for part in y.split(self.sizes, -1)]
 
     def norms(self) -> list[Norm]:
         """Head norms of queries and keys: both, or none."""

@@ -1,7 +1,8 @@
 """Decoder layers that run on the fused functions, put in place of transformers' own forward.
 
-Llama's layout (Llama, Mistral, Qwen2, Qwen3): two RMS norms, rotary positions, grouped queries, a
-gated MLP with SiLU; with LoRA on any of its linears, or bottleneck adapters after the projections.
+Llama's layout (Llama, Mistral, Phi-3, Qwen2, Qwen3): two RMS norms, rotary positions, grouped
+queries, a gated MLP with SiLU; with LoRA on any of its linears, or bottleneck adapters after the
+projections.
 """
 
 from __future__ import annotations
@@ -122,8 +123,10 @@ def check_layer(layer: Any) -> None:
         raise Unsupported(f"{attention.config.hidden_act} in the MLP")
     if attention.attention_dropout:
         raise Unsupported("attention dropout")
-    check([attention.q_proj, attention.k_proj, attention.v_proj])
-    check([mlp.gate_proj, mlp.up_proj])
+    if getattr(attention.config, "resid_pdrop", 0):
+        raise Unsupported("dropout on the stream")
+    check(_linears(attention, "qkv_proj", "q_proj", "k_proj", "v_proj"))
+    check(_linears(mlp, "gate_up_proj", "gate_proj", "up_proj"))
     for module in (attention.o_proj, mlp.down_proj):
         check([module.base_layer if fits(module) else module])
     norms = [layer.input_layernorm, layer.post_attention_layernorm]
@@ -137,12 +140,14 @@ def prepare(layer: Any, shadows: Shadows, *, lean: bool = False) -> FastLayer:
     attention, mlp = layer.self_attn, layer.mlp
     query_norm = getattr(attention, "q_norm", None)
     key_norm = getattr(attention, "k_norm", None)
+    shared = attention.config.num_key_value_heads * attention.head_dim
     heads = Heads(
         norm=read_norm(layer.input_layernorm),
-        group=shadows.group([attention.q_proj, attention.k_proj, attention.v_proj]),
+        group=shadows.group(_linears(attention, "qkv_proj", "q_proj", "k_proj", "v_proj")),
         query_norm=None if query_norm is None else read_norm(query_norm),
         key_norm=None if key_norm is None else read_norm(key_norm),
         width=attention.head_dim,
+        sizes=[attention.config.num_attention_heads * attention.head_dim, shared, shared],
     )
     return FastLayer(
         layer=layer,
@@ -152,11 +157,18 @@ def prepare(layer: Any, shadows: Shadows, *, lean: bool = False) -> FastLayer:
         out=shadows.group([attention.o_proj]),
         out_adapter=read_bottleneck(attention.o_proj, shadows),
         mlp_norm=read_norm(layer.post_attention_layernorm),
-        gate_up=shadows.group([mlp.gate_proj, mlp.up_proj], apart=lean),
+        gate_up=shadows.group(_linears(mlp, "gate_up_proj", "gate_proj", "up_proj"), apart=lean),
         down=shadows.group([mlp.down_proj]),
         down_adapter=read_bottleneck(mlp.down_proj, shadows),
         lean=lean,
     )
+
+
+def _linears(block: Any, joined: str, *apart: str) -> list[nn.Module]:
+    """Linears of a block that read one input: one for all, as Phi-3 has them, or each its own."""
+    if hasattr(block, joined):
+        return [getattr(block, joined)]
+    return [getattr(block, name) for name in apart]
 
 
 def _full_rows(q: Tensor, k: Tensor, v: Tensor, rows: int, scale: float) -> Tensor:
@@ -182,7 +194,7 @@ def read_norm(module: Any) -> Norm:
 
 
 def _window(attention: Any) -> int | None:
-    if attention.config.model_type == "mistral":
+    if attention.config.model_type in ("mistral", "phi3"):
         window: int | None = attention.config.sliding_window
         return window
     return getattr(attention, "sliding_window", None)

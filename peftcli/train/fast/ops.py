@@ -106,7 +106,8 @@ def add_(y: Tensor, low: Tensor | None, factors: Tensor, add: Tensor | None) -> 
 def rope(heads: list[Tensor], cos: Tensor, sin: Tensor, sign: int, out: list[Tensor]) -> None:
     """Rotate queries and keys (tokens x heads x width each) by (tokens x width) angles into `out`.
 
-    Sign -1 rotates back. `out` may be the same; values are copied, if they come third.
+    Sign -1 rotates back. `out` may be the same; values are copied, if they come third, and so is
+    what lies beyond the angles where these are for the first columns only.
     """
     if cos.is_cuda:
         from peftcli.train.fast import triton_ops
@@ -115,9 +116,10 @@ def rope(heads: list[Tensor], cos: Tensor, sin: Tensor, sign: int, out: list[Ten
     half = cos.shape[-1] // 2
     c, s = cos[:, None, :half], sign * sin[:, None, :half]
     for states, room in zip(heads[:2], out, strict=False):
-        first, second = states[..., :half].clone(), states[..., half:].clone()
+        first, second = states[..., :half].clone(), states[..., half : 2 * half].clone()
+        room[..., 2 * half :] = states[..., 2 * half :]
         room[..., :half] = first * c - second * s
-        room[..., half:] = second * c + first * s
+        room[..., half : 2 * half] = second * c + first * s
     for states, room in zip(heads[2:], out[2:], strict=True):
         room.copy_(states)
     return None

@@ -116,8 +116,8 @@ def swiglu_backward(dh: Tensor, both: Tensor) -> None:
 @triton.jit
 def _rope_kernel(
     q, k, v, q_out, k_out, v_out, cos, sin, rope_stride, q_stride, k_stride, v_stride,
-    q_out_stride, k_out_stride, v_out_stride, q_heads, k_heads,
-    SIGN: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr,
+    q_out_stride, k_out_stride, v_out_stride, q_heads, k_heads, SIGN: tl.constexpr,
+    HEADS: tl.constexpr, HALF: tl.constexpr, WIDTH: tl.constexpr, REST: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     which = tl.program_id(1)
@@ -133,11 +133,15 @@ def _rope_kernel(
     column = tl.arange(0, WIDTH)
     inside = column < HALF
     head = tl.arange(0, HEADS)
-    within = head[:, None] * (2 * HALF) + column[None, :]
+    within = head[:, None] * (2 * HALF + REST) + column[None, :]
     mask = (head < heads)[:, None] & inside[None, :]
     first = tl.load(states + row * stride + within, mask=mask, other=0.0)
     second = tl.load(states + row * stride + within + HALF, mask=mask, other=0.0)
     at = out + row * out_stride + within
+    if REST > 0:
+        known = (head < heads)[:, None] & (column < REST)[None, :]
+        rest = tl.load(states + row * stride + within + 2 * HALF, mask=known, other=0.0)
+        tl.store(at + 2 * HALF, rest, mask=known)
     if which == 2:
         tl.store(at, first, mask=mask)
         tl.store(at + HALF, second, mask=mask)
@@ -155,13 +159,14 @@ def rope(heads: list[Tensor], cos: Tensor, sin: Tensor, sign: int, out: list[Ten
     q, k, v = (*heads, heads[1])[:3]
     q_out, k_out, v_out = (*out, out[1])[:3]
     tokens, most, width = q.shape
-    half = width // 2
+    half = cos.shape[-1] // 2
     _rope_kernel[(tokens, len(heads))](
         q, k, v, q_out, k_out, v_out, cos, sin, cos.stride(0),
         q.stride(0), k.stride(0), v.stride(0), q_out.stride(0), k_out.stride(0), v_out.stride(0),
         most, k.shape[1],
         SIGN=sign, HEADS=triton.next_power_of_2(max(most, k.shape[1])), HALF=half,
-        WIDTH=triton.next_power_of_2(half), num_warps=4,
+        WIDTH=triton.next_power_of_2(max(half, width - 2 * half)), REST=width - 2 * half,
+        num_warps=4,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
-from tiny_models import tiny_config
+from tiny_models import linears_of, tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
@@ -33,13 +33,16 @@ def rows(seed: int = 0, lengths: tuple[int, ...] = (5, 9, 12, 7)) -> list[dict[s
     return made
 
 
-def adapted(family: str, targets: list[str], **options: Any) -> Any:
+def adapted(
+    family: str, targets: list[str], config: dict[str, Any] | None = None, **options: Any
+) -> Any:
     """A tiny float64 model whose adapter is no longer zero."""
     attention.register()
     torch.manual_seed(0)
-    config = tiny_config(family)
-    base = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
-    settings = {"r": 4, "lora_alpha": 12, "target_modules": targets, **options}
+    built = tiny_config(family, **(config or {}))
+    base = AutoModelForCausalLM.from_config(built, attn_implementation=attention.NAME)
+    names = linears_of(family, targets)
+    settings = {"r": 4, "lora_alpha": 12, "target_modules": names, **options}
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **settings)).double()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -91,13 +94,7 @@ TARGETS = {
 }
 
 
-@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
-@pytest.mark.parametrize("family", sorted(FUSED))
-@pytest.mark.parametrize("lengths", [(5, 9, 12, 7), (8, 8)], ids=["end to end", "side by side"])
-def test_loss_and_gradients_are_those_of_plain_peft(
-    family: str, targets: list[str], lengths: tuple[int, ...]
-) -> None:
-    model = adapted(family, targets)
+def compare(model: Any, lengths: tuple[int, ...] = (5, 9, 12, 7)) -> None:
     collate = Batches(0, micro_batch_size=4, longest=max(lengths), apart=True)
     (batch,) = collate(rows(lengths=lengths))["micro_batches"]
     expected = plain(model, batch)
@@ -112,6 +109,33 @@ def test_loss_and_gradients_are_those_of_plain_peft(
     for name, gradient in wanted.items():  # transformers' norms compute in float32 at best
         distance = (found[name] - gradient).norm() / gradient.norm()
         assert distance < 1e-5, name
+
+
+@pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("family", sorted(FUSED))
+@pytest.mark.parametrize("lengths", [(5, 9, 12, 7), (8, 8)], ids=["end to end", "side by side"])
+def test_loss_and_gradients_are_those_of_plain_peft(
+    family: str, targets: list[str], lengths: tuple[int, ...]
+) -> None:
+    compare(adapted(family, targets), lengths)
+
+
+PHI: dict[str, dict[str, Any]] = {
+    "some columns turned": {"partial_rotary_factor": 0.75},  # Phi-4-mini
+    "a window": {"sliding_window": 4},  # Phi-3-mini-4k
+}
+
+
+@pytest.mark.parametrize("lengths", [(5, 9, 12, 7), (8, 8)], ids=["end to end", "side by side"])
+@pytest.mark.parametrize("config", PHI.values(), ids=PHI)
+def test_what_phi_3_has_beside_joined_linears(
+    config: dict[str, Any], lengths: tuple[int, ...]
+) -> None:
+    model = adapted("phi3", ADAPTED, config)
+    if "sliding_window" not in config:
+        turned = model.get_base_model().model.rotary_emb.inv_freq.numel()
+        assert 2 * turned == 12 < model.get_base_model().config.head_dim
+    compare(model, lengths)
 
 
 @pytest.mark.parametrize("options", [{}, {"use_bias": False, "non_linearity": "relu"}])
@@ -295,6 +319,7 @@ UNSUPPORTED = {
     "dropout": {"lora_dropout": 0.1},
     "head": {"modules_to_save": ["lm_head"]},
     "biases": {"lora_bias": False, "bias": "all", "family": "qwen2"},
+    "dropout on the stream": {"family": "phi3", "config": {"resid_pdrop": 0.1}},
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tiny_models import tiny_config
+from tiny_models import linears_of, tiny_config
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -37,7 +37,10 @@ def adapted(family: str, *, rounded: bool, targets: list[str] = TARGETS) -> Any:
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(tiny_config(family), attn_implementation=attention.NAME)
     model = get_peft_model(
-        base, LoraConfig(r=4, lora_alpha=12, task_type="CAUSAL_LM", target_modules=targets)
+        base,
+        LoraConfig(
+            r=4, lora_alpha=12, task_type="CAUSAL_LM", target_modules=linears_of(family, targets)
+        ),
     ).double()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

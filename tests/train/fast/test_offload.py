@@ -9,7 +9,7 @@ import pytest
 import torch
 from allocations import Allocations
 from peft import LoraConfig, get_peft_model
-from tiny_models import tiny_config
+from tiny_models import linears_of, tiny_config
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
@@ -114,6 +114,7 @@ def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
 @pytest.mark.parametrize("family", sorted(FUSED))
 def test_lora_has_the_same_gradients(family: str, adapter: dict[str, Any]) -> None:
+    adapter = {**adapter, "target_modules": linears_of(family, adapter["target_modules"])}
     assert_same_in_all_modes(family, lora(**adapter), micro_batches())
 
 

@@ -81,18 +81,24 @@ def test_swiglu_and_its_gradient(columns: int, dtype: torch.dtype) -> None:
     near(both, plain[0], dtype)
 
 
-@pytest.mark.parametrize(("heads", "shared", "width"), [(3, 1, 16), (8, 2, 128), (1, 1, 80)])
+@pytest.mark.parametrize(
+    ("heads", "shared", "width", "turned"),
+    [(3, 1, 16, 16), (8, 2, 128, 128), (1, 1, 80, 80), (3, 1, 128, 96), (4, 2, 64, 16)],
+)
 @pytest.mark.parametrize("sign", [1, -1])
-def test_rope(heads: int, shared: int, width: int, sign: int, dtype: torch.dtype) -> None:
+def test_rope(
+    heads: int, shared: int, width: int, turned: int, sign: int, dtype: torch.dtype
+) -> None:
     sizes = [heads, shared, shared]
     states = [made(6, size, width, dtype=dtype) for size in sizes]
-    angles = torch.randn(6, width // 2).repeat(1, 2)
+    angles = torch.randn(6, turned // 2).repeat(1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     there = cos.to(DEVICE), sin.to(DEVICE)
     plain = [x.cpu() for x in states]
     wanted = [torch.empty_like(x) for x in plain]
     ops.rope(plain, cos, sin, sign, wanted)
     assert torch.equal(wanted[2], plain[2])
+    assert torch.equal(wanted[0][..., turned:], plain[0][..., turned:])
     room = made(6, heads + 2 * shared + 1, width, dtype=dtype)
     parts = list(room.split([*sizes, 1], 1))
     rest = parts.pop().clone()
