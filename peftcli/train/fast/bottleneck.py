@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from peftcli.methods.bottleneck_layer import BottleneckLayer
-from peftcli.train.fast.lora import ADAPTER, Shadows
+from peftcli.train.fast.lora import ADAPTER, ALIGNMENT, Shadows
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,26 @@ class AddBottleneck(torch.autograd.Function):
             narrow = narrow.detach().requires_grad_()
             active = ctx.adapter.activation(narrow)
         (dnarrow,) = torch.autograd.grad(active, narrow, (dz @ up).mul_(scale))
-        dup = (dz.T @ active.detach()).mul_(scale)
         found = [
             dnarrow.T @ y,
             None if down_bias is None else dnarrow.sum(0),
-            dup,
-            None if up_bias is None else dz.sum(0).mul_(scale),
+            *_up_gradients(dz, active.detach(), scale, bias=up_bias is not None),
         ]
         return torch.addmm(dz, dnarrow, down), dz, None, *found
+
+
+def _up_gradients(
+    dz: Tensor, active: Tensor, scale: float, *, bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the second matrix and its bias, in one product.
+
+    Summing the rows of dz by itself would take room for many partial sums, 128 MiB on an H100.
+    """
+    if not bias:
+        return (dz.T @ active).mul_(scale), None
+    width = active.shape[1]
+    both = (dz.T @ pad(active, (0, ALIGNMENT), value=1.0)).mul_(scale)
+    return both[:, :width], both[:, width]
 
 
 def read_bottleneck(module: nn.Module, shadows: Shadows) -> Bottleneck | None:
