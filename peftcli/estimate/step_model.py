@@ -75,7 +75,7 @@ class StepModel:
     where it is not made."""
     peak_adapter: float = 0.0
     """Backward pass of the last adapter of a layer that is computed again, per hidden element: its
-    input, the layer's output, and the gradients of both."""
+    input, and the gradients of that and of its output."""
     peak_mlp_dequantise: float = 2.0
     peak_hidden_dequantise: float = 2.0
     """Beside a dequantised weight, in the backward pass of the up-projections."""
@@ -254,9 +254,10 @@ FUSED_LORA = StepModel(
     head_again=0.0,
     adapter_copies=0.0,
     in_groups=True,
-    traffic=7.8,
+    traffic=7.0,
     adapted_traffic=3.7,
     expansion=2.5e12,
+    launch_seconds=0.00006,
     launch_adapted=0.0,
     floor_seconds=0.0005,
     floor_quantised=0.00025,
@@ -268,7 +269,7 @@ FUSED_FP8 = replace(
     peak_mlp=4.0,
     peak_hidden=6.0,
     mlp_parts=None,
-    traffic=9.6,
+    traffic=8.6,
     adapted_traffic=4.5,
     products_speed=2.0,
     floor_seconds=0.00079,
@@ -279,9 +280,9 @@ FUSED_BOTTLENECK = replace(
     name="fused, bottleneck adapters",
     kept_site=2.0,
     peak_unread=0.0,
-    peak_adapter=8.0,
+    peak_adapter=6.0,
     last_again=True,
     adapter_copies=2.0,
-    traffic=10.6,
+    traffic=9.5,
     floor_seconds=0.00113,
 )
