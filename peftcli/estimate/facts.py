@@ -63,7 +63,9 @@ def plan_of(
         flat=recipe.optimizer.endswith(("8bit", "32bit")),  # bitsandbytes' own
         batch=recipe.training.batch_size,
         length=length,
-        attention=attention_on(gpu, dtype, attention_of(recipe, architecture, length, packing)),
+        attention=attention_of(
+            recipe, architecture, length, packing, flash=gpu.has_flash and dtype != "float32"
+        ),
         padded=not packing and not rows_apart(recipe, architecture),
     )
     fused = footprint.fusible and runs_fused(recipe, architecture, dtype)
@@ -119,24 +121,23 @@ def step_of(plan: Plan) -> StepModel:
 
 
 def attention_of(
-    recipe: Recipe, architecture: Architecture, length: int, packing: bool
+    recipe: Recipe, architecture: Architecture, length: int, packing: bool, *, flash: bool
 ) -> Attention:
-    """The kernel that transformers takes for rows of this length."""
+    """The kernel for rows of this length; `flash` if that of flash attention runs here."""
     wanted = recipe.model.attention
     if wanted == "eager" or (architecture.attention_softcap and wanted != "flash_attention_2"):
         return "eager"
     if wanted == "flash_attention_2":
         return "flash"
-    if rows_apart(recipe, architecture):  # by the kernel itself, windows included
+    apart = rows_apart(recipe, architecture)
+    if apart and flash:  # by the kernel itself, windows included
         return "flash"
     window = architecture.sliding_window
     if window is not None and length > window:
         return "masked"
-    return PACKED if packing else "flash"
-
-
-def attention_on(gpu: Gpu, dtype: str, wanted: Attention) -> Attention:
-    """The kernel that takes the place of flash attention where it does not run."""
-    if wanted == "flash" and (dtype == "float32" or not gpu.has_flash):
-        return "efficient"
-    return wanted
+    if packing and not apart:
+        return PACKED
+    if flash:
+        return "flash"
+    shares = architecture.kv_heads < architecture.heads
+    return "eager" if shares and not apart else "efficient"  # transformers repeats no keys then

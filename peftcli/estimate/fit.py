@@ -57,7 +57,7 @@ def need(plan: Plan, gpu: Gpu) -> Need:
     gaps = _gaps(plan, peak) * share * peak.passing
     with_copy = peak.with_copy + gpu.workspace + gaps
     reserved = max(likely + max(RESERVED * likely, RESERVED_LEAST, gaps), with_copy)
-    safe = high * likely * FRAGMENTS + gpu.context
+    safe = max(high * likely * FRAGMENTS, likely + RESERVED_LEAST) + gpu.context
     if safe <= gpu.memory:  # gaps are given back before the card is full
         reserved = min(reserved, gpu.memory - gpu.context)
     return Need(

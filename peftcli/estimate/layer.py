@@ -110,9 +110,7 @@ def kept_tensors(plan: Plan, widths: Widths) -> dict[str, float]:
     if has_query_norms(architecture):
         both = step.kept_query_norm * (widths.query + widths.key)
         kept["inputs of the query norms"] = both + 4 * (architecture.heads + architecture.kv_heads)
-    if (
-        joins_queries(architecture) and not step.in_groups
-    ):  # the values are a view of all of it, which stays
+    if joins_queries(architecture) and not step.in_groups:  # values are a view of all, which stays
         kept["queries and keys before rotation"] = 2.0 * (widths.query + widths.key)
     if plan.trains_base:
         kept["input of the down-projection"] = 2.0 * widths.intermediate

@@ -2,8 +2,8 @@
 
 Rows of any length share one sequence without padding; `cu_seq_lens` says where each begins and
 ends. On a GPU this is PyTorch's own variable-length flash attention (Dao, 2023, arXiv 2307.08691),
-on a CPU, on cards before Ampere and in float32 one call of SDPA a row. Registered with transformers
-under `NAME`.
+on a CPU, on cards before Ampere, and in float32, one call of SDPA a row. Registered with
+transformers under `NAME`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _one_row(
     query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None, dropout: float
 ) -> Tensor:
     mask = None
-    if window is not None:
+    if window is not None and window < len(query):
         at = torch.arange(len(query), device=query.device)
         back = at[:, None] - at[None, :]
         mask = (back >= 0) & (back < window)
@@ -92,8 +92,8 @@ def causal(
 def repeated(query: Tensor, key: Tensor) -> Tensor:
     """Keys or values with as many heads (dimension 1) as the queries, where they must have them.
 
-    On a GPU, kernels that share heads are of flash attention; where that does not run, SDPA would
-    take the kernel that holds the scores of all pairs of tokens.
+    On a GPU only flash attention lets several query heads share a key head. Where it does not run,
+    SDPA would take the kernel that holds the scores of all pairs of tokens.
     """
     shared = query.shape[1] // key.shape[1]
     if shared == 1 or not query.is_cuda or flash_runs(query):

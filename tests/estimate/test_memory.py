@@ -237,15 +237,21 @@ def test_without_flash_attention_shared_key_heads_are_kept_repeated() -> None:
     assert efficient - flash == 2 * 2 * (4096 - 1024)
     keys = {"model": {"name": "x"}, "data": {"train": "rows.jsonl"}, "output": "run"}
     found = {}
-    for gpu, dtype in (("T4", "auto"), ("3060", "auto"), ("3060", "float32")):
-        model = {"name": "x", "dtype": dtype}
+    cases = (
+        ("T4", {}), ("3060", {}), ("3060", {"dtype": "float32"}),
+        ("T4", {"attention": "sdpa"}), ("3060", {"attention": "sdpa"}),
+    )  # fmt: skip
+    for gpu, own in cases:
+        model = {"name": "x", **own}
         recipe = Recipe.model_validate({**keys, "method": {"name": "lora"}, "model": model})
         plan = plan_of(recipe, plans[0].architecture, find_gpu(gpu), length=2048, packing=False)
-        found[gpu, dtype] = plan.kernel
+        found[gpu, *own.values()] = plan.kernel
     assert found == {
-        ("T4", "auto"): "efficient",
-        ("3060", "auto"): "flash",
+        ("T4",): "efficient",
+        ("3060",): "flash",
         ("3060", "float32"): "efficient",
+        ("T4", "sdpa"): "eager",  # transformers repeats no keys: the scores are held
+        ("3060", "sdpa"): "flash",
     }
 
 
@@ -296,3 +302,20 @@ def test_the_allocator_holds_more_beside_scores_and_less_beside_dropout() -> Non
 def kind_of(plan: Plan) -> Widths:
     (kind,) = layer_kinds(plan.architecture)
     return kind
+
+
+def test_a_window_without_flash_attention_is_a_mask() -> None:
+    mistral = replace(model("mistral-7b-v0.3"), sliding_window=1024)
+    keys = {"model": {"name": "x"}, "data": {"train": "rows.jsonl"}, "output": "run"}
+    recipe = Recipe.model_validate({**keys, "method": {"name": "lora"}})
+    kernels = {
+        (gpu, length): plan_of(recipe, mistral, find_gpu(gpu), length=length, packing=False).kernel
+        for gpu in ("T4", "3060")
+        for length in (1024, 2048)
+    }
+    assert kernels == {
+        ("T4", 1024): "efficient",
+        ("T4", 2048): "masked",
+        ("3060", 1024): "flash",
+        ("3060", 2048): "flash",
+    }

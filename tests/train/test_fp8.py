@@ -206,7 +206,7 @@ def test_only_lora_takes_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        ("google/gemma-2-9b", "fp8 runs on llama, mistral, qwen2, qwen3 models"),
+        ("google/gemma-2-9b", "fp8 runs on llama, mistral, phi3, qwen2, qwen3 models"),
         ("Qwen/Qwen3-8B", None),
     ],
 )

@@ -57,7 +57,7 @@ class AddBottleneck(torch.autograd.Function):
 def _up_gradients(
     dz: Tensor, active: Tensor, scale: float, *, bias: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of the second matrix and its bias, in one product.
+    """Gradients of the second matrix and its bias, if it has one: in one product.
 
     Summing the rows of dz by itself would take room for many partial sums, 128 MiB on an H100.
     """

@@ -140,14 +140,14 @@ def prepare(layer: Any, shadows: Shadows, *, lean: bool = False) -> FastLayer:
     attention, mlp = layer.self_attn, layer.mlp
     query_norm = getattr(attention, "q_norm", None)
     key_norm = getattr(attention, "k_norm", None)
-    shared = attention.config.num_key_value_heads * attention.head_dim
+    keys = attention.config.num_key_value_heads * attention.head_dim
     heads = Heads(
         norm=read_norm(layer.input_layernorm),
         group=shadows.group(_linears(attention, "qkv_proj", "q_proj", "k_proj", "v_proj")),
         query_norm=None if query_norm is None else read_norm(query_norm),
         key_norm=None if key_norm is None else read_norm(key_norm),
         width=attention.head_dim,
-        sizes=[attention.config.num_attention_heads * attention.head_dim, shared, shared],
+        sizes=[attention.config.num_attention_heads * attention.head_dim, keys, keys],
     )
     return FastLayer(
         layer=layer,
