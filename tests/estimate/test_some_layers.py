@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import pytest
@@ -125,6 +126,16 @@ def test_memory_is_not_spent_on_a_percent(name: str) -> None:
     for plan in fitting:
         if training_peak(plan).size < training_peak(chosen).size:
             assert seconds[plan] > ABOUT * least
+
+
+@pytest.mark.parametrize(("method", "rows"), [(low_rank, 4), (quantized, 8)])
+def test_a_card_with_room_takes_several_rows_at_a_time(
+    method: Callable[..., Plan], rows: int
+) -> None:
+    """As README tells: one at a time was measured 4 % slower, twice as many 0.3 to 0.4 % faster."""
+    chosen = choose(candidates(fused(method(NAME, batch=16))), find_gpu("h200"))
+    assert chosen is not None
+    assert (chosen.mode, chosen.micro_batch) == ("none", rows)
 
 
 def test_a_brief_estimate_says_the_same_in_less() -> None:
